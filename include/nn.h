@@ -58,6 +58,14 @@ int64_t param_global_index(const struct param *p, int64_t row, int64_t col);
  * double, rounded once, uploaded. staging: host buffer of >= 64 KiB. */
 void param_set_initialise(struct param_set *s, struct backend *be, struct rng_key run);
 
+/* Optimizer state of local elements [first, first+count) of a parameter (row-major in its local
+ * matrix); what one rank owns, and so what it checkpoints. */
+struct state_piece {
+    int param;
+    int64_t first, count;
+    void *m, *v; /* device, acc; v NULL for SGD */
+};
+
 /* ---- micro-batch ----------------------------------------------------------------------------
  * The descriptor: integers only, the same on every rank (pipeline.md section 5). */
 struct microbatch {

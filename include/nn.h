@@ -55,7 +55,7 @@ int64_t param_local_count(const struct param *p);
 /* Row-major index in the p=1 tensor of local element (row, col). */
 int64_t param_global_index(const struct param *p, int64_t row, int64_t col);
 /* Initial values: a function of (run key, name, global index) alone; computed on the host in
- * double, rounded once, uploaded. staging: host buffer of >= 64 KiB. */
+ * double, rounded once to fp32, uploaded. */
 void param_set_initialise(struct param_set *s, struct backend *be, struct rng_key run);
 
 /* Optimizer state of local elements [first, first+count) of a parameter (row-major in its local

@@ -1,0 +1,131 @@
+/* checkpoint: HDF5 shards, manifest, commit protocol, verified loading into any layout
+ * (doc/checkpoint.md).
+ *
+ * A tensor is stored as boxes {offset, count} of its global shape, so a checkpoint does not know
+ * the layout it will be loaded into: a rank intersects its own boxes with those of the manifest.
+ */
+#ifndef STRATA_CHECKPOINT_H
+#define STRATA_CHECKPOINT_H
+
+#include <pthread.h>
+
+#include "nn.h"
+
+enum ckpt_resume { CKPT_RESUME_NEVER, CKPT_RESUME_AUTO, CKPT_RESUME_MUST };
+enum ckpt_verify {
+    CKPT_VERIFY_ALL,    /* every byte */
+    CKPT_VERIFY_SAMPLE, /* saving only: the written CRC blocks in turn, one in eight per save */
+    CKPT_VERIFY_USED,   /* loading only: the CRC blocks that are read */
+    CKPT_VERIFY_SIZE,   /* loading only: names and sizes */
+};
+
+/* The keys of [checkpoint]; doc/job-file.md says what they mean. */
+struct ckpt_settings {
+    const char *save; /* folder; NULL: nothing is saved */
+    const char *load; /* folder with iter_* or one checkpoint; NULL: the same as save */
+    enum ckpt_resume resume;
+    int64_t ckpt_step; /* -1: the newest that verifies */
+    bool finetune;     /* weights of load only; no effect once save holds a checkpoint */
+    bool allow_missing_projector; /* model/mm_projector/ may be missing when finetuning */
+    bool no_load_optim, no_load_rng, no_save_optim, no_save_rng;
+    int64_t most_recent_k;        /* -1: keep all; else >= 2 */
+    int64_t save_retain_interval; /* multiples of it are never deleted; 0: none */
+    enum ckpt_verify verify_save, verify_load;
+    bool hash_sha256; /* beside the CRC32C of every file */
+    bool reproducible, index, save_derived_weights;
+    pthread_mutex_t *hdf5_lock; /* held around all HDF5 calls; NULL: no other thread makes any */
+};
+
+struct ckpt_key { /* one effective key of the job file */
+    const char *section, *key, *value;
+    bool defaulted;
+};
+struct ckpt_text { /* one more attribute of /code or /provenance */
+    const char *key, *value;
+};
+struct ckpt_row { /* one step of /training/history */
+    int64_t step;
+    double loss, lr, grad_norm;
+};
+struct ckpt_counters {
+    int64_t step; /* steps done */
+    int64_t consumed_samples, consumed_tokens;
+    int64_t epoch, index;   /* position of the next sample: pass and place in its permutation */
+    int64_t optimizer_step; /* t of the bias corrections */
+    int64_t skipped_iterations, nan_iterations, skipped_samples;
+};
+
+/* What one rank holds and knows. All but grid, set, be and piece must be equal on every rank
+ * (history and provenance are read on rank 0 only). Texts may be NULL: then "". */
+struct ckpt_state {
+    const struct grid *grid;
+    const struct param_set *set; /* laid out and allocated */
+    struct backend *be;
+    const struct state_piece *piece; /* optimizer state of this rank */
+    int64_t n_pieces;
+    bool sharded_optimizer; /* pieces differ over DP; false: every DP rank has all of them */
+    struct ckpt_counters at;
+    /* compared on loading: EXIT_RESUME if different (not when finetuning) */
+    const char *family;
+    int64_t seed, global_batch_size;
+    const char *order_key, *dataset_sha256, *tokenizer_sha256, *template_text;
+    /* recorded */
+    int64_t n_parameters; /* of the whole model, frozen ones too */
+    double lr, weight_decay;
+    const char *split_spec, *used_ini, *run_uuid /* "" = new */, *parent_uuid;
+    const struct ckpt_key *key;
+    int64_t n_keys;
+    const struct ckpt_text *code, *provenance;
+    int64_t n_code, n_provenance;
+    const struct ckpt_row *history;
+    int64_t n_history;
+};
+
+/* Collective over the world. Writes <save>/iter_<step> by the commit protocol: temporary folder,
+ * CRC32C before writing, every return code checked, fsync, read back, vote, manifest, rename,
+ * retention. A failure removes the temporary folder, leaves older checkpoints alone and returns
+ * the same code on every rank with the failing rank's sentence recorded (EXIT_IO, EXIT_CANT_CREATE,
+ * EXIT_NO_PERMISSION): the caller may print it, error_clear() and go on training. */
+int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state);
+
+struct ckpt_manifest;
+struct ckpt_found {
+    bool any;          /* false: nothing was ever committed, start anew */
+    bool weights_only; /* finetune: counters, optimizer and data restart */
+    char *dir;
+    int64_t step;
+    int64_t newest_step; /* of the newest one seen, verified or not: newest_step - step are lost */
+    int64_t n_skipped;
+    char *skipped;   /* a line for each newer one that was passed over, with the reason */
+    char *uuid, *run_uuid;
+    struct ckpt_manifest *manifest;
+};
+/* Collective over the world. Finishes what a crash left (.trash-*, .tmp-*; only in save), then the
+ * newest checkpoint that verifies. Damaged ones get a .refused mark and a warning. EXIT_NO_INPUT:
+ * load does not exist, or `must` found none; EXIT_BAD_DATA: some exist and none verifies;
+ * EXIT_RESUME: `never`, but save holds checkpoints. */
+int ckpt_find(const struct ckpt_settings *settings, const struct grid *grid,
+              struct ckpt_found *found);
+void ckpt_found_free(struct ckpt_found *found);
+/* Collective over the world. The effective keys stored in a checkpoint, on every rank, in the
+ * order stored. For comparing with the present job file before loading. */
+int ckpt_config(const struct ckpt_settings *settings, const struct ckpt_found *found,
+                const struct grid *grid,
+                void (*each)(void *arg, const char *section, const char *key, const char *value,
+                             bool defaulted),
+                void *arg);
+/* Collective over the world. Fills weights, moments, state->at and state->history (allocated, on
+ * every rank; the caller frees it). EXIT_RESUME: the checkpoint is whole but of another model or
+ * run, all differences listed; EXIT_BAD_DATA, EXIT_IO: damage found while reading; then a .refused
+ * mark is written and the caller may ask ckpt_find again. */
+int ckpt_load(const struct ckpt_settings *settings, const struct ckpt_found *found,
+              struct ckpt_state *state);
+/* Collective over the world. find and load, falling back to older ones while damage is found. */
+int ckpt_resume(const struct ckpt_settings *settings, struct ckpt_state *state,
+                struct ckpt_found *found);
+
+/* Without MPI: manifest, file list, sizes, checksums, coverage of one checkpoint folder.
+ * EXIT_BAD_DATA with every fault listed (tensor, file, elements). */
+int ckpt_verify_folder(const char *dir);
+
+#endif

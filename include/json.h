@@ -5,6 +5,12 @@
 
 #include "base.h"
 
+/* jansson exports constructors of these three names; without another name for the linker ours would
+ * be called from inside jansson. */
+#define json_string strata_json_string
+#define json_integer strata_json_integer
+#define json_real strata_json_real
+
 struct json; /* opaque value */
 
 /* Root of a document read from a file; a syntax error names file, byte offset and 40 characters of

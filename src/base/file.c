@@ -1,0 +1,134 @@
+/* Whole files and folders. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base.h"
+
+static int code_of_open(int err)
+{
+    if (err == ENOENT || err == ENOTDIR) return EXIT_NO_INPUT;
+    return err == EACCES || err == EPERM ? EXIT_NO_PERMISSION : EXIT_IO;
+}
+
+static int code_of_create(int err)
+{
+    return err == EACCES || err == EPERM || err == EROFS ? EXIT_NO_PERMISSION : EXIT_CANT_CREATE;
+}
+
+/* Reads until the end of the file, whatever fstat said: it may be a pipe or growing. */
+static int read_all(int fd, const char *path, size_t max_bytes, char **data, size_t *bytes)
+{
+    size_t room = 65536, used = 0;
+    char *text = xmalloc(room + 1);
+    for (;;) {
+        ssize_t n = read(fd, text + used, room - used);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) {
+            int err = errno;
+            free(text);
+            return error_raise(EXIT_IO, "%s cannot be read: %s", path, strerror(err));
+        }
+        used += (size_t)n;
+        if (used > max_bytes) {
+            free(text);
+            return error_raise(EXIT_BAD_DATA, "%s is larger than the %zu bytes allowed", path,
+                               max_bytes);
+        }
+        if (n == 0) break;
+        if (used == room) text = xrealloc(text, (room *= 2) + 1);
+    }
+    text[used] = '\0';
+    *data = text;
+    *bytes = used;
+    return 0;
+}
+
+int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_raise(code_of_open(errno), "%s cannot be opened: %s", path, strerror(errno));
+    int rc = read_all(fd, path, max_bytes, data, bytes);
+    close(fd);
+    return rc;
+}
+
+static bool write_all(int fd, const char *data, size_t bytes)
+{
+    while (bytes > 0) {
+        ssize_t n = write(fd, data, bytes);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return false;
+        data += n;
+        bytes -= (size_t)n;
+    }
+    return fsync(fd) == 0;
+}
+
+/* The rename is durable only when the folder is on disk too. */
+static bool sync_parent(const char *path)
+{
+    char *parent = xstrdup(path);
+    char *slash = strrchr(parent, '/');
+    if (slash != NULL) slash[slash == parent] = '\0'; /* keep the root's own slash */
+    int fd = open(slash != NULL ? parent : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
+    if (fd >= 0) close(fd);
+    free(parent);
+    return ok;
+}
+
+static int write_and_rename(const char *tmp, const char *path, const void *data, size_t bytes)
+{
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return error_raise(code_of_create(errno), "%s cannot be created: %s", tmp,
+                           strerror(errno));
+    bool ok = write_all(fd, data, bytes);
+    int err = errno;
+    if (close(fd) != 0 && ok) ok = false, err = errno;
+    if (ok && (rename(tmp, path) != 0 || !sync_parent(path))) ok = false, err = errno;
+    if (ok) return 0;
+    unlink(tmp);
+    return error_raise(EXIT_IO, "%s cannot be written: %s", path, strerror(err));
+}
+
+int file_write_atomic(const char *path, const void *data, size_t bytes)
+{
+    char *tmp = xasprintf("%s.tmp.%ld", path, (long)getpid());
+    int rc = write_and_rename(tmp, path, data, bytes);
+    free(tmp);
+    return rc;
+}
+
+static bool make_one(const char *path)
+{
+    if (mkdir(path, 0777) == 0) return true;
+    struct stat st;
+    int err = errno;
+    if (err == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return true;
+    errno = err == EEXIST ? ENOTDIR : err;
+    return false;
+}
+
+int dir_make(const char *path)
+{
+    char *copy = xstrdup(path);
+    int rc = 0;
+    for (char *p = copy; rc == 0 && *p != '\0';) {
+        p += strspn(p, "/");
+        p += strcspn(p, "/");
+        char kept = *p;
+        *p = '\0';
+        if (!make_one(copy))
+            rc = error_raise(code_of_create(errno), "folder %s cannot be made: %s", copy,
+                             strerror(errno));
+        *p = kept;
+    }
+    free(copy);
+    return rc;
+}

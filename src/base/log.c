@@ -1,0 +1,74 @@
+/* The log: rank 0 speaks, the others warn. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "base.h"
+
+static struct {
+    pthread_mutex_t lock;
+    int rank;
+    FILE *file;
+} out = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+void log_set_rank(int rank)
+{
+    out.rank = rank;
+}
+
+int log_open(const char *path)
+{
+    if (out.rank != 0) return 0;
+    FILE *f = fopen(path, "a");
+    if (f == NULL)
+        return error_raise(errno == EACCES ? EXIT_NO_PERMISSION : EXIT_CANT_CREATE,
+                           "log file %s cannot be opened: %s", path, strerror(errno));
+    log_close();
+    out.file = f;
+    return 0;
+}
+
+void log_close(void)
+{
+    if (out.file != NULL) fclose(out.file);
+    out.file = NULL;
+}
+
+static void write_line(FILE *to, const char *prefix, const char *fmt, va_list args)
+{
+    fputs(prefix, to);
+    vfprintf(to, fmt, args);
+    fputc('\n', to);
+    fflush(to);
+}
+
+static void write_both(FILE *to, const char *prefix, const char *fmt, va_list args)
+{
+    va_list again;
+    va_copy(again, args);
+    pthread_mutex_lock(&out.lock);
+    write_line(to, prefix, fmt, args);
+    if (out.file != NULL) write_line(out.file, prefix, fmt, again);
+    pthread_mutex_unlock(&out.lock);
+    va_end(again);
+}
+
+void log_info(const char *fmt, ...)
+{
+    if (out.rank != 0) return;
+    va_list args;
+    va_start(args, fmt);
+    write_both(stdout, "", fmt, args);
+    va_end(args);
+}
+
+void log_warn(const char *fmt, ...)
+{
+    char prefix[48];
+    snprintf(prefix, sizeof prefix, "warning (rank %d): ", out.rank);
+    va_list args;
+    va_start(args, fmt);
+    write_both(stderr, prefix, fmt, args);
+    va_end(args);
+}

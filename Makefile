@@ -1,27 +1,53 @@
 # strata. `make help` says what there is.
-CC      ?= gcc
-CXX     ?= g++
-MPICC   ?= mpicc
-ARCH    ?= native
-OPT     ?= -O3
-BUILD   ?= build
+#
+# One Makefile, no Makefiles below it. Objects are found by wildcard: a new file in a room of src/ or
+# a new tests/*/test_*.c needs no line here.
+CC       ?= gcc
+CXX      ?= g++
+MPICC    ?= mpicc
+ARCH     ?= native
+OPT      ?= -O3
+BUILD    ?= build
 SANITIZE ?= 0
+PREFIX   ?= /usr/local
+RANKS    ?= 2
 
-PKGS    := hdf5-openmpi jansson libpng libjpeg openblas sentencepiece
-WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
-CPPFLAGS += -Iinclude -I/usr/include/iniparser -D_GNU_SOURCE $(shell pkg-config --cflags $(PKGS))
-CFLAGS  += -std=c11 $(OPT) -g -march=$(ARCH) -ffp-contract=off -fopenmp -fno-math-errno $(WARN)
-CXXFLAGS += -std=c++17 -O2 -g -Wall -Wextra
-LDLIBS  += $(shell pkg-config --libs hdf5-openmpi jansson libpng libjpeg openblas) -lhdf5_hl \
-           -liniparser -lsentencepiece -lstdc++ -lm -lpthread
-ifeq ($(SANITIZE),1)
-BUILD   := build/sanitize
-OPT     := -O1
-CFLAGS  += -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined
-CXXFLAGS += -fsanitize=address,undefined -fno-omit-frame-pointer
-LDFLAGS += -fsanitize=address,undefined
+# ---- packages (Debian 12) ----------------------------------------------------------------------
+PACKAGES      := gcc g++ make pkg-config libopenmpi-dev openmpi-bin libhdf5-openmpi-dev hdf5-tools \
+                 libiniparser-dev libopenblas-pthread-dev libjansson-dev libpng-dev \
+                 libjpeg62-turbo-dev libsentencepiece-dev libcmocka-dev
+DEMO_PACKAGES := tuxpaint-stamps-default sentencepiece
+LINT_PACKAGES := clang-14 clang-format-14 clang-tidy-14
+
+# These goals compile nothing themselves, so they must work before the packages are there.
+BARE := help deps deps-demo deps-lint clean check check-long demo lint format
+ifneq ($(filter-out $(BARE),$(or $(MAKECMDGOALS),all)),)
+PKGS      := hdf5-openmpi jansson libpng libjpeg openblas sentencepiece
+HAVE_PKGS := $(shell pkg-config --exists $(PKGS) 2>/dev/null && command -v $(MPICC) >/dev/null && \
+               test -e /usr/include/iniparser/iniparser.h && echo yes)
+ifneq ($(HAVE_PKGS),yes)
+$(error Packages that strata is built from are missing ($(PKGS), iniparser, $(MPICC)): run `make deps` first)
+endif
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
+PKG_LIBS   := $(shell pkg-config --libs hdf5-openmpi jansson libpng libjpeg openblas)
 endif
 
+# ---- flags ---------------------------------------------------------------------------------------
+WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
+CPPFLAGS += -Iinclude -I/usr/include/iniparser -D_GNU_SOURCE $(PKG_CFLAGS)
+CFLAGS   += -std=c11 $(OPT) -g -march=$(ARCH) -ffp-contract=off -fopenmp -fno-math-errno $(WARN)
+CXXFLAGS += -std=c++17 -O2 -g -Wall -Wextra
+LDLIBS   += $(PKG_LIBS) -lhdf5_hl -liniparser -lsentencepiece -lstdc++ -lm -lpthread
+ifeq ($(SANITIZE),1)
+BUILD    := build/sanitize
+OPT      := -O1
+SAN      := -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined
+CFLAGS   += $(SAN)
+CXXFLAGS += $(SAN)
+LDFLAGS  += -fsanitize=address,undefined
+endif
+
+# ---- what is built from what -----------------------------------------------------------------------
 MODULES := base config comm backend backend/measure tensor nn model pipeline optim data checkpoint plan train cli
 SRC     := $(filter-out src/cli/main.c,$(foreach m,$(MODULES),$(wildcard src/$(m)/*.c)))
 CXXSRC  := $(wildcard src/data/*.cc)
@@ -29,14 +55,19 @@ CXXSRC  := $(wildcard src/data/*.cc)
 CPUSRC  := $(wildcard src/backend/cpu/*.c)
 OBJ     := $(SRC:src/%.c=$(BUILD)/%.o) $(CXXSRC:src/%.cc=$(BUILD)/%.o) \
            $(CPUSRC:src/%.c=$(BUILD)/%.f32.o) $(CPUSRC:src/%.c=$(BUILD)/%.f64.o)
+MAIN    := $(BUILD)/cli/main.o
 LIB     := $(BUILD)/libstrata.a
 
-TESTSRC := $(wildcard tests/unit/test_*.c tests/op/test_*.c tests/mpi/test_*.c tests/equal/test_*.c)
-TESTS   := $(TESTSRC:%.c=$(BUILD)/%)
+TESTSRC  := $(wildcard tests/unit/test_*.c tests/op/test_*.c tests/mpi/test_*.c tests/equal/test_*.c)
+TESTS    := $(TESTSRC:%.c=$(BUILD)/%)
+BENCHSRC := $(wildcard tests/bench/bench_*.c)
+BENCHES  := $(BENCHSRC:%.c=$(BUILD)/%)
+SANE     := SANITIZE=$(SANITIZE) BUILD=$(BUILD)
 
-.PHONY: all lib tests clean help
-all: $(BUILD)/strata ## build/strata (default)
-lib: $(LIB)
+.PHONY: all lib tests deps deps-demo deps-lint check check-long demo bench lint format doc install clean help
+.DEFAULT_GOAL := all
+all: $(BUILD)/strata ## build/strata (the default)
+lib: $(LIB) ## everything but the main program, as a static library
 tests: $(TESTS) $(BUILD)/strata ## build every test program
 
 $(BUILD)/%.o: src/%.c
@@ -51,16 +82,73 @@ $(BUILD)/%.f64.o: src/%.c
 $(BUILD)/%.o: src/%.cc
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
+# Removed first: ar would keep the objects of files that are gone.
 $(LIB): $(OBJ)
 	@rm -f $@
 	ar rcs $@ $^
-$(BUILD)/strata: $(BUILD)/cli/main.o $(LIB)
+$(BUILD)/strata: $(MAIN) $(LIB)
 	OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/tests/%: tests/%.c $(LIB)
 	@mkdir -p $(@D)
 	OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) $< $(LIB) -lcmocka $(LDLIBS) -MMD -MP -o $@
+
+# ---- packages ----------------------------------------------------------------------------------------
+# $(call install_packages,LIST): nothing to do if dpkg knows them all. It runs apt-get update first.
+define install_packages
+@missing=; for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+if [ -z "$$missing" ]; then echo "packages: all present"; exit 0; fi; \
+echo "packages: installing$$missing"; \
+if [ "$$(id -u)" = 0 ]; then sudo=; \
+elif command -v sudo >/dev/null; then sudo=sudo; \
+else echo "packages:$$missing are missing; install them as root, or install sudo" >&2; exit 1; fi; \
+export DEBIAN_FRONTEND=noninteractive; \
+$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends $$missing
+endef
+deps: ## install the packages for build and tests (Debian 12)
+	$(call install_packages,$(PACKAGES))
+deps-demo: ## install the pictures and the tokenizer trainer for the demo
+	$(call install_packages,$(PACKAGES) $(DEMO_PACKAGES))
+deps-lint: ## install clang-format and clang-tidy
+	$(call install_packages,$(LINT_PACKAGES))
+
+# ---- checks -------------------------------------------------------------------------------------------
+# The makes below start anew because the flags are read from packages that deps may just have installed.
+check: deps ## packages, build, all tests; SANITIZE=1: with ASan and UBSan
+	@$(MAKE) --no-print-directory -j2 $(SANE) tests
+	@SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD)
+check-long: deps ## the same with the long variants of the tests
+	@$(MAKE) --no-print-directory -j2 $(SANE) tests
+	@STRATA_LONG=1 SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD)
+lint: ## style and structure: tests/lint, clang-format 14 and clang-tidy 14
+	@tests/run.sh --build $(BUILD) --require-clang tests/lint/*.sh
+	@if command -v clang-tidy-14 >/dev/null; then \
+	  clang-tidy-14 --quiet $(wildcard src/*/*.c) -- -std=c11 $(CPPFLAGS) \
+	    $$(pkg-config --cflags hdf5-openmpi jansson libpng libjpeg openblas ompi-c); \
+	else echo "clang-tidy-14 is not installed: run make deps-lint" >&2; exit 1; fi
+format: ## rewrite all C files with clang-format 14
+	clang-format-14 -i $$(git ls-files 'include/*.h' 'src/*.[ch]' 'src/*.cc' 'tests/*.[ch]')
+doc: $(BUILD)/strata ## write doc/job-file.md from the table of keys
+	$(BUILD)/strata keys --markdown > doc/job-file.md.tmp
+	mv doc/job-file.md.tmp doc/job-file.md
+
+# ---- runs ---------------------------------------------------------------------------------------------
+LAUNCH := OPENBLAS_NUM_THREADS=1 OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1 \
+          OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_plm_rsh_agent=/bin/false \
+          mpirun -n $(RANKS)
+demo: deps-demo ## train a small LLaVA on 785 captioned pictures (minutes; RANKS=2)
+	@$(MAKE) --no-print-directory -j2 all
+	@input/make_demo_data.sh runs/demo
+	$(LAUNCH) $(BUILD)/strata train input/llava_demo.ini
+bench: $(BENCHES) $(BUILD)/strata ## speed and memory of a tiny, a small and a medium LLaVA
+	@if [ -x tests/bench/run.sh ]; then tests/bench/run.sh $(BUILD); \
+	elif [ -n "$(BENCHES)" ]; then for b in $(BENCHES); do echo "== $$b"; $$b || exit 1; done; \
+	else echo "there is no benchmark in tests/bench yet" >&2; exit 1; fi
+install: $(BUILD)/strata ## copy the program to $(PREFIX)/bin
+	install -D -m 755 $(BUILD)/strata $(DESTDIR)$(PREFIX)/bin/strata
 clean: ## remove everything built
 	rm -rf build
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
--include $(OBJ:.o=.d) $(TESTS:=.d)
+	@echo "variables       SANITIZE=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 PREFIX=/usr/local"
+
+-include $(OBJ:.o=.d) $(MAIN:.o=.d) $(TESTS:=.d) $(BENCHES:=.d)

@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Runs tests and counts them. Last line: "N passed, N failed" (", N skipped" when some were).
+#
+#   tests/run.sh [--build DIR] [--timeout SECONDS] [--require-clang] [--list] [PROGRAM ...]
+#
+# Without PROGRAM: every tests/{unit,op,mpi,equal}/test_*.c (built below DIR) and every
+# tests/{lint,cli}/*.sh. A PROGRAM is such a .c or .sh file.
+#
+# A program is judged by its lines and by its exit code:
+#   cmocka's "[       OK ] name", "[  FAILED  ] name", "[  SKIPPED ] name"; or
+#   "ok - name", "not ok - name", "ok - name # SKIP reason".
+# It failed if any line says so, if it ended with another code than 0, if it ran longer than its
+# limit, if a test began and did not end, or if it printed no result at all.
+#
+# Comments near the top of a .c file: /* ranks: 1 2 4 */ runs it under mpirun once per count (a must
+# in tests/mpi and tests/equal), /* timeout: 300 */ gives it more seconds. In a .sh: "# timeout: 300".
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+build=build limit=120 list=0
+while [ $# -gt 0 ]; do
+    case $1 in
+    --build) build=$2; shift 2 ;;
+    --timeout) limit=$2; shift 2 ;;
+    --require-clang) export STRATA_REQUIRE_CLANG=1; shift ;;
+    --list) list=1; shift ;;
+    -*) echo "tests/run.sh: unknown option $1" >&2; exit 64 ;;
+    *) break ;;
+    esac
+done
+case $build in /*) ;; *) build=$PWD/$build ;; esac
+
+# Open MPI inside containers and on two cores: as root, more ranks than cores, yielding while idle.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
+export OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_plm_rsh_agent=/bin/false
+export BUILD=$build STRATA=$build/strata
+slow=1
+if [ "${SANITIZE:-0}" = 1 ]; then
+    # The suppressions of leaks inside the MPI libraries need whole stacks.
+    export ASAN_OPTIONS=fast_unwind_on_malloc=0:detect_leaks=1:abort_on_error=0
+    export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
+    export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+    slow=5
+fi
+
+programs_all() {
+    ls tests/lint/*.sh tests/unit/test_*.c tests/op/test_*.c tests/mpi/test_*.c \
+        tests/equal/test_*.c tests/cli/*.sh 2>/dev/null
+}
+if [ $# -eq 0 ]; then
+    mapfile -t programs < <(programs_all)
+else
+    programs=("$@")
+fi
+if [ $list = 1 ]; then
+    printf '%s\n' "${programs[@]}"
+    exit 0
+fi
+
+logs=$build/test-logs
+mkdir -p "$logs" || exit 1
+passed=0 failed=0 skipped=0
+
+# note FILE WORD: the rest of the line "WORD: ..." of a comment near the top of FILE.
+note() {
+    sed -n '1,15{s|^.*[/*#] *'"$2"': *\([0-9 ]*\).*$|\1|p}' "$1" | head -n 1
+}
+
+# tally LOG CODE: "passed failed skipped" of one run.
+tally() {
+    awk -v code="$2" '
+        /^\[ RUN      \] / { if (open) bad++; open = 1; next }
+        /^\[       OK \] / { if (open) ok++; open = 0; next }
+        /^\[  SKIPPED \] / { if (open) skip++; open = 0; next }
+        /^\[  FAILED  \] / { if (open) bad++; open = 0; next }
+        /^ok .*# *SKIP/ || /^ok .*# *skip/ { skip++; next }
+        /^ok( |$)/ { ok++; next }
+        /^not ok( |$)/ { bad++ }
+        END {
+            if (open) bad++
+            if (!bad && (code != 0 || ok + skip == 0)) bad = 1
+            print ok + 0, bad + 0, skip + 0
+        }' "$1"
+}
+
+# run_one NAME SECONDS COMMAND...: runs, counts, prints one line.
+run_one() {
+    local name=$1 seconds=$2 log code begin end ok bad skip why=
+    shift 2
+    log=$logs/$(echo "$name" | tr '/ ' '__').log
+    TEST_TMP=$(mktemp -d "${TMPDIR:-/tmp}/strata-test.XXXXXX") || exit 1
+    export TEST_TMP
+    begin=$(date +%s%N)
+    timeout -k 5 "$((seconds * slow))" "$@" >"$log" 2>&1 </dev/null
+    code=$?
+    end=$(date +%s%N)
+    rm -rf "$TEST_TMP"
+    read -r ok bad skip < <(tally "$log" "$code")
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+    if [ "$bad" -gt 0 ]; then
+        case $code in
+        0) [ $((ok + skip)) -gt 0 ] || grep -q '^not ok\|FAILED' "$log" || why=" (printed no result)" ;;
+        124 | 137) why=" (ended after $((seconds * slow)) s or killed: code $code)" ;;
+        *) why=" (exit code $code)" ;;
+        esac
+    fi
+    awk -v n="$name" -v t=$(((end - begin) / 10000000)) -v ok="$ok" -v bad="$bad" -v skip="$skip" -v why="$why" \
+        'BEGIN { printf "%-6s %7.2f s  %-44s %d passed", bad ? "FAILED" : "ok", t / 100, n, ok
+                 if (bad) printf ", %d failed", bad; if (skip) printf ", %d skipped", skip; print why }'
+    grep -hiE '^ok .*# *skip' "$log" | sed 's/^/         /'
+    if [ "$bad" -gt 0 ]; then
+        sed 's/^/    | /' "$log" | tail -n 40
+        echo "    | whole output: $log"
+    fi
+}
+
+run_program() {
+    local file=$1 binary ranks n seconds
+    seconds=$(note "$file" timeout)
+    seconds=${seconds:-$limit}
+    case $file in
+    *.sh) run_one "${file#tests/}" "$seconds" bash "$file" ;;
+    *.c)
+        binary=$build/${file%.c}
+        ranks=$(note "$file" ranks)
+        case $file in tests/mpi/* | tests/equal/*) ranks=${ranks:-missing} ;; esac
+        if [ "$ranks" = missing ]; then
+            run_one "${file#tests/}" "$seconds" sh -c "echo 'no /* ranks: ... */ comment'; exit 1"
+        elif [ ! -x "$binary" ]; then
+            run_one "${file#tests/}" "$seconds" sh -c "echo 'not built: $binary'; exit 1"
+        elif [ -z "$ranks" ]; then
+            run_one "${file#tests/}" "$seconds" "$binary"
+        else
+            for n in $ranks; do
+                OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 \
+                    run_one "${file#tests/} -n $n" "$seconds" mpirun -n "$n" "$binary"
+            done
+        fi
+        ;;
+    *) run_one "$file" "$seconds" sh -c "echo 'neither .c nor .sh: $file'; exit 1" ;;
+    esac
+}
+
+for p in "${programs[@]}"; do
+    if [ -e "$p" ]; then
+        run_program "$p"
+    else
+        run_one "$p" 5 sh -c "echo 'there is no $p'; exit 1"
+    fi
+done
+if [ $skipped -gt 0 ]; then
+    echo "$passed passed, $failed failed, $skipped skipped"
+else
+    echo "$passed passed, $failed failed"
+fi
+[ $failed -eq 0 ] && [ $passed -gt 0 ]

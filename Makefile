@@ -112,12 +112,13 @@ deps-lint: ## install clang-format and clang-tidy
 	$(call install_packages,$(LINT_PACKAGES))
 
 # ---- checks -------------------------------------------------------------------------------------------
-# The makes below start anew because the flags are read from packages that deps may just have installed.
+# The makes below start anew because the flags are read from packages that deps may just have
+# installed. What does not build is a failed test: the count comes in any case.
 check: deps ## packages, build, all tests; SANITIZE=1: with ASan and UBSan
-	@$(MAKE) --no-print-directory -j2 $(SANE) tests
+	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
 	@SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD)
 check-long: deps ## the same with the long variants of the tests
-	@$(MAKE) --no-print-directory -j2 $(SANE) tests
+	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
 	@STRATA_LONG=1 SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD)
 lint: ## style and structure: tests/lint, clang-format 14 and clang-tidy 14
 	@tests/run.sh --build $(BUILD) --require-clang tests/lint/*.sh

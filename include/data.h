@@ -38,7 +38,7 @@ struct data_settings {
     const char *caption_prompt;    /* captioned_folder: human text, unused by template plain */
     enum data_template conversation_template;
     bool strict_llava_masking; /* also mask rows that LLaVA's own code throws away (llava_json) */
-    const char *tokenizer_type; /* Llama2Tokenizer, GPTSentencePieceTokenizer, SentencePieceTokenizer */
+    const char *tokenizer_type; /* Llama2Tokenizer, SentencePieceTokenizer, or its GPT twin */
     const char *tokenizer_model;
     int64_t vocab_size;           /* of the model; the tokenizer may have fewer pieces */
     int64_t decoder_seq_length;   /* merged rows beyond it are cut off on the right */
@@ -122,7 +122,7 @@ int data_image_load(const struct data_settings *s, const char *path, float *out)
 
 /* ---- order: which sample stands at position = number of samples consumed before it -------------
  * A pure function of (run key, n, shuffle, position): position / n is the epoch, position % n the
- * place in the permutation of that epoch. The cache holds two epochs; no allocation after create. */
+ * place in the permutation of that epoch. Two epochs are cached; no allocation after create. */
 struct sampler;
 struct sampler *sampler_create(int64_t n_samples, struct rng_key run, bool shuffle);
 void sampler_destroy(struct sampler *s);

@@ -1,0 +1,249 @@
+/* Tokenizer: the rules around SentencePiece under which LLaVA's models were trained. Special pieces
+ * are cut out of the text first; each chunk between them is encoded by itself, dummy prefix and
+ * all. libsentencepiece alone would spell `</s>` out as text. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "sentencepiece_impl.h"
+#include "tokenizer_impl.h"
+
+#define MODEL_BYTES_MAX ((size_t)64 << 20)
+#define PIECES_MAX 1000000
+
+struct special {
+    const char *text;
+    size_t bytes;
+    int32_t id;
+};
+
+struct tokenizer {
+    struct sp_model *model;
+    int64_t n_pieces;
+    struct special *special;
+    int n_special;
+    bool begins_special[256]; /* first bytes of special pieces */
+    char sha256[65];
+};
+
+static int check_type(const char *type)
+{
+    static const char *const legal[] = {"Llama2Tokenizer", "GPTSentencePieceTokenizer",
+                                        "SentencePieceTokenizer"};
+    for (size_t i = 0; i < sizeof legal / sizeof legal[0]; i++)
+        if (strcmp(type, legal[i]) == 0) return 0;
+    return error_raise(EXIT_USAGE,
+                       "tokenizer_type = %s is not among those of this version: Llama2Tokenizer, "
+                       "GPTSentencePieceTokenizer, SentencePieceTokenizer",
+                       type);
+}
+
+static void collect_special(struct tokenizer *t)
+{
+    for (int64_t id = 0; id < t->n_pieces; id++) {
+        bool cut_out;
+        const char *text = sp_piece(t->model, (int)id, &cut_out);
+        if (!cut_out || text[0] == '\0') continue;
+        t->special = xrealloc(t->special, (size_t)(t->n_special + 1) * sizeof *t->special);
+        t->special[t->n_special++] = (struct special){text, strlen(text), (int32_t)id};
+        t->begins_special[(unsigned char)text[0]] = true;
+    }
+}
+
+static int load_model(const char *path, const char *data, size_t bytes, struct tokenizer *t)
+{
+    char message[256];
+    if (sp_create(data, bytes, &t->model, message, sizeof message) != 0)
+        return error_raise(EXIT_BAD_DATA,
+                           "%s is no SentencePiece model (%s); set tokenizer_model to one", path,
+                           message);
+    t->n_pieces = sp_pieces(t->model);
+    if (t->n_pieces < 1 || t->n_pieces > PIECES_MAX)
+        return error_raise(EXIT_BAD_DATA, "%s has %lld pieces, allowed are 1..%d", path,
+                           (long long)t->n_pieces, PIECES_MAX);
+    if (sp_bos(t->model) < 0 || sp_eos(t->model) < 0)
+        return error_raise(EXIT_BAD_DATA,
+                           "%s has no begin or no end piece (<s>, </s>); train it with both", path);
+    collect_special(t);
+    return 0;
+}
+
+int tokenizer_open(const char *type, const char *path, struct tokenizer **out)
+{
+    if (type == NULL || path == NULL)
+        return error_raise(EXIT_USAGE, "%s is missing in section [data]",
+                           type == NULL ? "tokenizer_type" : "tokenizer_model");
+    TRY(check_type(type));
+    char *data;
+    size_t bytes;
+    int rc = file_read(path, MODEL_BYTES_MAX, &data, &bytes);
+    if (rc != 0) return error_note(rc, "while opening tokenizer_model");
+    struct tokenizer *t = xcalloc(1, sizeof *t);
+    struct sha256 hash;
+    sha256_begin(&hash);
+    sha256_add(&hash, data, bytes);
+    sha256_end(&hash, t->sha256);
+    rc = load_model(path, data, bytes, t);
+    free(data);
+    if (rc != 0) {
+        tokenizer_close(t);
+        return rc;
+    }
+    *out = t;
+    return 0;
+}
+
+void tokenizer_close(struct tokenizer *t)
+{
+    if (t == NULL) return;
+    if (t->model != NULL) sp_destroy(t->model);
+    free(t->special);
+    free(t);
+}
+
+int64_t tokenizer_vocab_size(const struct tokenizer *t)
+{
+    return t->n_pieces;
+}
+
+int32_t tokenizer_bos(const struct tokenizer *t)
+{
+    return sp_bos(t->model);
+}
+
+int32_t tokenizer_eos(const struct tokenizer *t)
+{
+    return sp_eos(t->model);
+}
+
+int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece)
+{
+    for (int64_t id = 0; id < t->n_pieces; id++) {
+        bool cut_out;
+        if (strcmp(sp_piece(t->model, (int)id, &cut_out), piece) == 0) return (int32_t)id;
+    }
+    return -1;
+}
+
+const char *tokenizer_sha256(const struct tokenizer *t)
+{
+    return t->sha256;
+}
+
+void tokenizer_template_sha256(const struct tokenizer *t, enum data_template tpl, char hex[65])
+{
+    char text[160];
+    int n = snprintf(text, sizeof text, "%s template %d bos %d eos %d", t->sha256, (int)tpl,
+                     (int)tokenizer_bos(t), (int)tokenizer_eos(t));
+    struct sha256 hash;
+    sha256_begin(&hash);
+    sha256_add(&hash, text, (size_t)n);
+    sha256_end(&hash, hex);
+}
+
+/* ---- encoding ------------------------------------------------------------------------------ */
+
+/* The longest special piece that stands at text[0]; NULL if none does. */
+static const struct special *special_at(const struct tokenizer *t, const char *text, size_t bytes)
+{
+    const struct special *best = NULL;
+    if (!t->begins_special[(unsigned char)text[0]]) return NULL;
+    for (int i = 0; i < t->n_special; i++) {
+        const struct special *s = &t->special[i];
+        if (s->bytes <= bytes && memcmp(text, s->text, s->bytes) == 0 &&
+            (best == NULL || s->bytes > best->bytes))
+            best = s;
+    }
+    return best;
+}
+
+struct chunk {
+    token_emit emit;
+    void *arg;
+    size_t begin;
+};
+
+static void emit_piece(void *arg, int id, size_t begin)
+{
+    struct chunk *c = arg;
+    c->emit(c->arg, id, c->begin + begin);
+}
+
+static int encode_chunk(const struct tokenizer *t, const char *text, size_t begin, size_t end,
+                        token_emit emit, void *arg)
+{
+    if (begin == end) return 0;
+    struct chunk c = {emit, arg, begin};
+    if (sp_encode(t->model, text + begin, end - begin, emit_piece, &c) != 0)
+        return error_raise(EXIT_INTERNAL, "libsentencepiece failed on a text of %zu bytes",
+                           end - begin);
+    return 0;
+}
+
+int tokenizer_walk(const struct tokenizer *t, const char *text, size_t bytes, bool images,
+                   token_emit emit, void *arg)
+{
+    size_t begin = 0, at = 0;
+    while (at < bytes) {
+        const struct special *s = NULL;
+        bool marker = images && bytes - at >= IMAGE_TEXT_BYTES &&
+                      memcmp(text + at, IMAGE_TEXT, IMAGE_TEXT_BYTES) == 0;
+        if (!marker) s = special_at(t, text + at, bytes - at);
+        if (!marker && s == NULL) {
+            at++;
+            continue;
+        }
+        TRY(encode_chunk(t, text, begin, at, emit, arg));
+        emit(arg, marker ? DATA_IMAGE_MARKER : s->id, at);
+        at += marker ? IMAGE_TEXT_BYTES : s->bytes;
+        begin = at;
+    }
+    return encode_chunk(t, text, begin, bytes, emit, arg);
+}
+
+static void list_push(void *arg, int32_t id, size_t begin)
+{
+    struct id_list *list = arg;
+    (void)begin;
+    if (list->n == list->capacity) {
+        list->capacity = list->capacity == 0 ? 256 : 2 * list->capacity;
+        list->ids = xrealloc(list->ids, (size_t)list->capacity * sizeof *list->ids);
+    }
+    list->ids[list->n++] = id;
+}
+
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool bos,
+                     bool images, struct id_list *out)
+{
+    if (bos) list_push(out, tokenizer_bos(t), 0);
+    return tokenizer_walk(t, text, bytes, images, list_push, out);
+}
+
+/* ---- decoding ------------------------------------------------------------------------------ */
+
+static void keep_text(void *arg, const char *text, size_t bytes)
+{
+    char **out = arg;
+    *out = xmalloc(bytes + 1);
+    memcpy(*out, text, bytes);
+    (*out)[bytes] = '\0';
+}
+
+char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n)
+{
+    int *kept = xmalloc((size_t)(n + 1) * sizeof *kept);
+    size_t n_kept = 0;
+    char *text = NULL;
+    for (int64_t i = 0; i < n; i++) {
+        if (ids[i] >= t->n_pieces) {
+            error_raise(EXIT_BAD_DATA, "token id %d is beyond the tokenizer's %lld pieces",
+                        (int)ids[i], (long long)t->n_pieces);
+            free(kept);
+            return NULL;
+        }
+        if (ids[i] >= 0) kept[n_kept++] = ids[i];
+    }
+    if (sp_decode(t->model, kept, n_kept, keep_text, &text) != 0)
+        error_raise(EXIT_INTERNAL, "libsentencepiece failed to decode %zu ids", n_kept);
+    free(kept);
+    return text;
+}

@@ -21,7 +21,7 @@ int comm_init(int *argc, char ***argv);
 void comm_finalize(void);
 int comm_world_rank(void);
 int comm_world_size(void);
-int comm_ranks_on_host(void);
+int comm_ranks_on_host(void); /* collective over the world */
 
 /* Collective over the world. D = W/(T*P) must be exact: EXIT_USAGE names the product and the
  * nearest legal counts. */
@@ -30,7 +30,7 @@ int grid_create(int tensor, int pipeline, bool tp_pp_dp_mapping, double timeout_
 /* A grid of one rank's view without any communication: for planning and tests. Its groups measure
  * (count bytes and workspace); (tp, pp, dp) are the coordinates to impersonate. */
 struct grid *grid_create_measuring(int tensor, int pipeline, int data, int tp, int pp, int dp);
-void grid_destroy(struct grid *grid);
+void grid_destroy(struct grid *grid); /* before the backend that group_reserve took */
 const struct group *grid_group(const struct grid *grid, enum group_id id);
 int group_rank(const struct group *g);
 int group_size(const struct group *g);
@@ -41,7 +41,9 @@ bool group_measuring(const struct group *g);
  * takes that much once, before the first step (the calls below never allocate). */
 size_t group_workspace_needed(const struct group *g);
 void group_reserve(const struct group *g, struct backend *be, size_t bytes);
-/* Bytes this rank moved so far (sent), and number of calls. */
+/* Bytes this rank sent so far, and number of calls. p ranks, B bytes: all-reduce 2 (p-1)/p B, all-gather
+ * and reduce-scatter (p-1)/p B; an all-reduce of few bytes takes one round instead and sends
+ * (p-1) B (the same at p = 2). A group of one sends nothing and counts no call. */
 int64_t group_bytes(const struct group *g);
 int64_t group_calls(const struct group *g);
 
@@ -77,6 +79,10 @@ struct transfer {
     int n_parts;
     void *request[TRANSFER_PARTS_MAX]; /* MPI_Request */
     bool active;
+    bool sending;
+    int direction, peer, tag; /* peer: stage */
+    size_t expected;          /* sent, or announced to receive */
+    size_t bytes;             /* moved so far: comm_test and comm_wait add */
 };
 /* direction 0 activations, 1 gradients: communicators of their own. Peers are stages of this pp
  * line. buf is host-visible memory (CPU backend). A message longer than 2^31-1 bytes goes in

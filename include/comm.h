@@ -29,7 +29,8 @@ int grid_create(int tensor, int pipeline, bool tp_pp_dp_mapping, double timeout_
                 struct grid **grid);
 /* A grid of one rank's view without any communication: for planning and tests. Its groups measure
  * (count bytes and workspace); (tp, pp, dp) are the coordinates to impersonate. */
-struct grid *grid_create_measuring(int tensor, int pipeline, int data, int tp, int pp, int dp);
+struct grid *grid_create_measuring(int tensor, int pipeline, int data, bool tp_pp_dp_mapping,
+                                   int tp, int pp, int dp);
 void grid_destroy(struct grid *grid); /* before the backend that group_reserve took */
 const struct group *grid_group(const struct grid *grid, enum group_id id);
 int group_rank(const struct group *g);
@@ -84,7 +85,8 @@ struct transfer {
     size_t expected;          /* sent, or announced to receive */
     size_t bytes;             /* moved so far: comm_test and comm_wait add */
 };
-/* direction 0 activations, 1 gradients: communicators of their own. Peers are stages of this pp
+/* A record is zero before its first use and may be used again once its transfer is done.
+ * direction 0 activations, 1 gradients: communicators of their own. Peers are stages of this pp
  * line. buf is host-visible memory (CPU backend). A message longer than 2^31-1 bytes goes in
  * parts. A receive says how many bytes it expects (this fixes the number of parts) and how large its
  * buffer is: a wrong size arrives, up to the capacity, and is returned by wait. */

@@ -4,38 +4,31 @@
 
 #include "comm_impl.h"
 
-int group_rank(const struct group *g)
-{
+int group_rank(const struct group *g) {
     return g->rank;
 }
 
-int group_size(const struct group *g)
-{
+int group_size(const struct group *g) {
     return g->size;
 }
 
-bool group_measuring(const struct group *g)
-{
+bool group_measuring(const struct group *g) {
     return g->grid->measuring;
 }
 
-size_t group_workspace_needed(const struct group *g)
-{
+size_t group_workspace_needed(const struct group *g) {
     return g->state->needed;
 }
 
-int64_t group_bytes(const struct group *g)
-{
+int64_t group_bytes(const struct group *g) {
     return g->state->bytes;
 }
 
-int64_t group_calls(const struct group *g)
-{
+int64_t group_calls(const struct group *g) {
     return g->state->calls;
 }
 
-void group_reserve(const struct group *g, struct backend *be, size_t bytes)
-{
+void group_reserve(const struct group *g, struct backend *be, size_t bytes) {
     struct group_state *s = g->state;
     if (g->grid->measuring || g->size == 1 || bytes <= s->workspace_bytes) return;
     if (s->workspace != NULL) s->be->ops->mem_free(s->be, s->workspace);
@@ -51,8 +44,7 @@ void group_reserve(const struct group *g, struct backend *be, size_t bytes)
 /* ---- device tensors ---- */
 
 static void check_pair(const struct group *g, const struct tensor *local,
-                       const struct tensor *full)
-{
+                       const struct tensor *full) {
     CHECK(local->dtype == full->dtype && (full->dtype == DTYPE_F32 || full->dtype == DTYPE_F64),
           "group %s: %s against %s", group_name(g), dtype_name(local->dtype),
           dtype_name(full->dtype));
@@ -60,9 +52,8 @@ static void check_pair(const struct group *g, const struct tensor *local,
           group_name(g));
 }
 
-static void check_rows(const struct group *g, const struct tensor *local,
-                       const struct tensor *full, const int64_t *offset)
-{
+static void check_rows(const struct group *g, const struct tensor *local, const struct tensor *full,
+                       const int64_t *offset) {
     check_pair(g, local, full);
     int64_t mine = offset[g->rank + 1] - offset[g->rank];
     CHECK(offset[0] == 0 && offset[g->size] == full->rows && local->rows == mine &&
@@ -73,23 +64,20 @@ static void check_rows(const struct group *g, const struct tensor *local,
 }
 
 static void copy_whole(const struct group *g, struct backend *be, const struct tensor *from,
-                       const struct tensor *to)
-{
+                       const struct tensor *to) {
     if (g->grid->measuring || to->data == from->data || tensor_count(to) == 0) return;
     be->ops->copy(be, to->data, from->data, tensor_bytes(to));
 }
 
 void comm_allreduce(const struct group *g, struct backend *be, const struct tensor *t,
-                    enum reduce_op op)
-{
+                    enum reduce_op op) {
     check_pair(g, t, t);
     if (g->size == 1 || tensor_count(t) == 0) return;
     g->transport->allreduce(g, be, t->data, tensor_count(t), t->dtype, op);
 }
 
 void comm_gather_rows(const struct group *g, struct backend *be, const struct tensor *local,
-                      const struct tensor *full, const int64_t *offset)
-{
+                      const struct tensor *full, const int64_t *offset) {
     check_rows(g, local, full, offset);
     if (g->size == 1) {
         copy_whole(g, be, local, full);
@@ -99,8 +87,7 @@ void comm_gather_rows(const struct group *g, struct backend *be, const struct te
 }
 
 void comm_reduce_rows(const struct group *g, struct backend *be, const struct tensor *full,
-                      const struct tensor *local, const int64_t *offset)
-{
+                      const struct tensor *local, const int64_t *offset) {
     check_rows(g, local, full, offset);
     if (g->size == 1) {
         copy_whole(g, be, full, local);
@@ -110,8 +97,7 @@ void comm_reduce_rows(const struct group *g, struct backend *be, const struct te
 }
 
 void comm_gather_columns(const struct group *g, struct backend *be, const struct tensor *local,
-                         const struct tensor *full, const struct cut *cut)
-{
+                         const struct tensor *full, const struct cut *cut) {
     check_pair(g, local, full);
     int64_t mine = cut_part(cut, g->size, g->rank).total;
     CHECK(local->rows == full->rows && local->cols == mine && full->cols == cut_size(cut),
@@ -126,16 +112,14 @@ void comm_gather_columns(const struct group *g, struct backend *be, const struct
 }
 
 void comm_reduce_scatter_flat(const struct group *g, struct backend *be, void *full,
-                              enum dtype dtype, const int64_t *offset)
-{
+                              enum dtype dtype, const int64_t *offset) {
     if (g->size == 1) return;
     g->transport->reduce_scatter(
         g, be, full, byte_at(full, offset[g->rank] * (int64_t)dtype_size(dtype)), dtype, offset, 1);
 }
 
 void comm_gather_flat(const struct group *g, struct backend *be, void *full, enum dtype dtype,
-                      const int64_t *offset)
-{
+                      const int64_t *offset) {
     if (g->size == 1) return;
     g->transport->gather(g, be, byte_at(full, offset[g->rank] * (int64_t)dtype_size(dtype)), full,
                          dtype, offset, 1);
@@ -144,8 +128,7 @@ void comm_gather_flat(const struct group *g, struct backend *be, void *full, enu
 /* ---- host values ---- */
 
 static void host_allreduce(const struct group *g, void *values, int64_t n, enum dtype dtype,
-                           enum reduce_op op)
-{
+                           enum reduce_op op) {
     if (g->size == 1 || n == 0) return;
     int64_t size = (int64_t)dtype_size(dtype);
     int64_t step = (int64_t)g->state->host_bytes / ((g->size - 1) * size);
@@ -156,24 +139,20 @@ static void host_allreduce(const struct group *g, void *values, int64_t n, enum 
     }
 }
 
-void comm_allreduce_f64(const struct group *g, double *values, int64_t n, enum reduce_op op)
-{
+void comm_allreduce_f64(const struct group *g, double *values, int64_t n, enum reduce_op op) {
     host_allreduce(g, values, n, DTYPE_F64, op);
 }
 
-void comm_allreduce_i64(const struct group *g, int64_t *values, int64_t n, enum reduce_op op)
-{
+void comm_allreduce_i64(const struct group *g, int64_t *values, int64_t n, enum reduce_op op) {
     host_allreduce(g, values, n, DTYPE_I64, op);
 }
 
 /* Along a binomial tree, seen from the root: rank v hears from v without its lowest set bit and
  * tells v + b for all b below that bit. */
-static void broadcast_part(const struct group *g, void *data, size_t bytes, int root)
-{
+static void broadcast_part(const struct group *g, void *data, size_t bytes, int root) {
     int v = (g->rank - root + g->size) % g->size;
     int low = 1;
-    while (low < g->size && (v & low) == 0)
-        low <<= 1;
+    while (low < g->size && (v & low) == 0) low <<= 1;
     if (v != 0) {
         exchange_recv(g, (v - low + root) % g->size, data, bytes);
         if (!g->grid->measuring) exchange_wait(g);
@@ -183,8 +162,7 @@ static void broadcast_part(const struct group *g, void *data, size_t bytes, int 
     if (!g->grid->measuring) exchange_wait(g);
 }
 
-void comm_broadcast(const struct group *g, void *host, size_t bytes, int root)
-{
+void comm_broadcast(const struct group *g, void *host, size_t bytes, int root) {
     CHECK(root >= 0 && root < g->size, "broadcast from %d of %d", root, g->size);
     if (g->size == 1 || bytes == 0) return;
     exchange_begin(g, OP_BROADCAST);
@@ -194,14 +172,12 @@ void comm_broadcast(const struct group *g, void *host, size_t bytes, int root)
     }
 }
 
-void comm_gather(const struct group *g, const void *mine, size_t bytes, void *all)
-{
+void comm_gather(const struct group *g, const void *mine, size_t bytes, void *all) {
     if (bytes == 0) return;
     memmove((char *)all + (size_t)g->rank * bytes, mine, bytes);
     if (g->size == 1) return;
     if (g->grid->measuring) /* as if all members had said the same */
-        for (int q = 0; q < g->size; q++)
-            memmove((char *)all + (size_t)q * bytes, mine, bytes);
+        for (int q = 0; q < g->size; q++) memmove((char *)all + (size_t)q * bytes, mine, bytes);
     exchange_begin(g, OP_GATHER);
     for (size_t first = 0; first < bytes; first += g->grid->part_bytes) {
         size_t count = bytes - first < g->grid->part_bytes ? bytes - first : g->grid->part_bytes;
@@ -210,23 +186,20 @@ void comm_gather(const struct group *g, const void *mine, size_t bytes, void *al
             exchange_recv(g, peer, (char *)all + (size_t)peer * bytes + first, count);
         }
         for (int k = 1; k < g->size; k++)
-            exchange_send(g, (g->rank + k) % g->size,
-                          (char *)all + (size_t)g->rank * bytes + first, count);
+            exchange_send(g, (g->rank + k) % g->size, (char *)all + (size_t)g->rank * bytes + first,
+                          count);
         if (!g->grid->measuring) exchange_wait(g);
     }
 }
 
-void comm_barrier(const struct group *g)
-{
+void comm_barrier(const struct group *g) {
     if (g->size == 1) return;
     exchange_begin(g, OP_BARRIER);
-    for (int k = 1; k < g->size; k++)
-        exchange_signal(g, (g->rank + k) % g->size);
+    for (int k = 1; k < g->size; k++) exchange_signal(g, (g->rank + k) % g->size);
     if (!g->grid->measuring) exchange_wait(g);
 }
 
-int comm_vote(const struct group *g, int rc)
-{
+int comm_vote(const struct group *g, int rc) {
     int64_t worst = rc;
     comm_allreduce_i64(g, &worst, 1, REDUCE_MAX);
     return (int)worst;

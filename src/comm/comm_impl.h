@@ -58,13 +58,13 @@ struct grid_state {
 
 struct grid {
     int tensor, pipeline, data;
-    int tp, pp, dp; /* coordinates of this rank */
+    int tp, pp, dp;    /* coordinates of this rank */
     bool pp_before_dp; /* use_tp_pp_dp_mapping */
     bool measuring;
     double timeout_seconds;
     size_t part_bytes; /* MESSAGE_PART_BYTES; tests make it small */
     struct group group[GROUP_COUNT];
-    MPI_Comm p2p[2]; /* duplicates of pp: activations, gradients */
+    MPI_Comm p2p[2];                   /* duplicates of pp: activations, gradients */
     char (*host)[HOST_NAME_MAX_BYTES]; /* [world], NULL while measuring */
     struct grid_state *state;
 };
@@ -90,11 +90,17 @@ extern const struct transport transport_host;
 
 /* Operations of collectives; the value is the tag, so that members in different calls never match
  * each other's messages. */
-enum operation { OP_ALLREDUCE = 1, OP_GATHER, OP_REDUCE_SCATTER, OP_COLUMNS, OP_BROADCAST,
-                 OP_BARRIER, OP_COUNT };
+enum operation {
+    OP_ALLREDUCE = 1,
+    OP_GATHER,
+    OP_REDUCE_SCATTER,
+    OP_COLUMNS,
+    OP_BROADCAST,
+    OP_BARRIER,
+    OP_COUNT
+};
 
-static inline void *byte_at(const void *base, int64_t bytes)
-{
+static inline void *byte_at(const void *base, int64_t bytes) {
     return (void *)((uintptr_t)base + (uintptr_t)bytes); /* base may be an address of no memory */
 }
 

@@ -5,13 +5,12 @@
 #include "comm_impl.h"
 
 static const char *const operation_name[OP_COUNT] = {
-    [OP_ALLREDUCE] = "all-reduce",           [OP_GATHER] = "all-gather",
-    [OP_REDUCE_SCATTER] = "reduce-scatter",  [OP_COLUMNS] = "all-gather of columns",
-    [OP_BROADCAST] = "broadcast",            [OP_BARRIER] = "barrier",
+    [OP_ALLREDUCE] = "all-reduce",          [OP_GATHER] = "all-gather",
+    [OP_REDUCE_SCATTER] = "reduce-scatter", [OP_COLUMNS] = "all-gather of columns",
+    [OP_BROADCAST] = "broadcast",           [OP_BARRIER] = "barrier",
 };
 
-void exchange_begin(const struct group *g, enum operation op)
-{
+void exchange_begin(const struct group *g, enum operation op) {
     struct group_state *s = g->state;
     s->operation = operation_name[op];
     s->tag = (int)op;
@@ -19,8 +18,7 @@ void exchange_begin(const struct group *g, enum operation op)
     s->n_messages = 0;
 }
 
-static MPI_Request *message_add(const struct group *g, int peer, bool sending, size_t bytes)
-{
+static MPI_Request *message_add(const struct group *g, int peer, bool sending, size_t bytes) {
     struct group_state *s = g->state;
     CHECK(peer >= 0 && peer < g->size && peer != g->rank, "peer %d of %d", peer, g->size);
     CHECK(s->n_messages < 2 * g->size && bytes <= MESSAGE_PART_BYTES, "%d messages, %zu bytes",
@@ -29,8 +27,7 @@ static MPI_Request *message_add(const struct group *g, int peer, bool sending, s
     return &s->request[s->n_messages++];
 }
 
-void exchange_send(const struct group *g, int peer, const void *data, size_t bytes)
-{
+void exchange_send(const struct group *g, int peer, const void *data, size_t bytes) {
     g->state->bytes += (int64_t)bytes;
     if (bytes == 0 || g->grid->measuring) return;
     mpi_check(MPI_Isend(data, (int)bytes, MPI_BYTE, peer, g->state->tag, g->comm,
@@ -38,16 +35,14 @@ void exchange_send(const struct group *g, int peer, const void *data, size_t byt
               "MPI_Isend");
 }
 
-void exchange_recv(const struct group *g, int peer, void *data, size_t bytes)
-{
+void exchange_recv(const struct group *g, int peer, void *data, size_t bytes) {
     if (bytes == 0 || g->grid->measuring) return;
     mpi_check(MPI_Irecv(data, (int)bytes, MPI_BYTE, peer, g->state->tag, g->comm,
                         message_add(g, peer, false, bytes)),
               "MPI_Irecv");
 }
 
-void exchange_signal(const struct group *g, int peer)
-{
+void exchange_signal(const struct group *g, int peer) {
     if (g->grid->measuring) return;
     int tag = g->state->tag;
     mpi_check(MPI_Irecv(NULL, 0, MPI_BYTE, peer, tag, g->comm, message_add(g, peer, false, 0)),
@@ -59,8 +54,7 @@ void exchange_signal(const struct group *g, int peer)
 /* The sentence names at most this many messages. */
 #define MISSING_SHOWN 4
 
-_Noreturn static void exchange_timed_out(const struct group *g)
-{
+_Noreturn static void exchange_timed_out(const struct group *g) {
     struct group_state *s = g->state;
     char missing[1024] = "", me[160], peer[160];
     size_t used = 0;
@@ -85,8 +79,7 @@ _Noreturn static void exchange_timed_out(const struct group *g)
 }
 
 /* Members that disagree about a size are in different calls: our own bug. */
-static void exchange_check(const struct group *g, int rc)
-{
+static void exchange_check(const struct group *g, int rc) {
     struct group_state *s = g->state;
     for (int i = 0; i < s->n_messages; i++) {
         const struct message *m = &s->message[i];
@@ -101,8 +94,7 @@ static void exchange_check(const struct group *g, int rc)
     }
 }
 
-void exchange_wait(const struct group *g)
-{
+void exchange_wait(const struct group *g) {
     struct group_state *s = g->state;
     double start = clock_seconds();
     for (int done = 0; !done;) {
@@ -117,8 +109,7 @@ void exchange_wait(const struct group *g)
     s->n_messages = 0;
 }
 
-void *group_workspace(const struct group *g, size_t bytes)
-{
+void *group_workspace(const struct group *g, size_t bytes) {
     struct group_state *s = g->state;
     if (bytes > s->needed) s->needed = bytes;
     if (g->grid->measuring) return NULL;

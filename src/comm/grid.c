@@ -10,19 +10,16 @@ static const char *const group_names[GROUP_COUNT] = {
     [GROUP_MODEL] = "model", [GROUP_WORLD] = "world",
 };
 
-const char *group_name(const struct group *g)
-{
+const char *group_name(const struct group *g) {
     return group_names[g->id];
 }
 
-int grid_world(const struct grid *grid)
-{
+int grid_world(const struct grid *grid) {
     return grid->tensor * grid->pipeline * grid->data;
 }
 
 /* rank = tp + T (dp + D pp); with use_tp_pp_dp_mapping tp + T (pp + P dp). */
-int grid_rank_at(const struct grid *grid, int tp, int pp, int dp)
-{
+int grid_rank_at(const struct grid *grid, int tp, int pp, int dp) {
     CHECK(tp >= 0 && tp < grid->tensor && pp >= 0 && pp < grid->pipeline && dp >= 0 &&
               dp < grid->data,
           "no rank at tp %d pp %d dp %d", tp, pp, dp);
@@ -30,53 +27,57 @@ int grid_rank_at(const struct grid *grid, int tp, int pp, int dp)
     return tp + grid->tensor * outer;
 }
 
-void grid_coordinates(const struct grid *grid, int world_rank, int *tp, int *pp, int *dp)
-{
+void grid_coordinates(const struct grid *grid, int world_rank, int *tp, int *pp, int *dp) {
     int outer = world_rank / grid->tensor;
     *tp = world_rank % grid->tensor;
     *pp = grid->pp_before_dp ? outer % grid->pipeline : outer / grid->data;
     *dp = grid->pp_before_dp ? outer / grid->pipeline : outer % grid->data;
 }
 
-void grid_describe_rank(const struct grid *grid, int world_rank, char *text, size_t size)
-{
+void grid_describe_rank(const struct grid *grid, int world_rank, char *text, size_t size) {
     int tp, pp, dp;
     grid_coordinates(grid, world_rank, &tp, &pp, &dp);
     snprintf(text, size, "rank %d (host %s, tp %d pp %d dp %d)", world_rank,
              grid->host == NULL ? "?" : grid->host[world_rank], tp, pp, dp);
 }
 
-const struct group *grid_group(const struct grid *grid, enum group_id id)
-{
+const struct group *grid_group(const struct grid *grid, enum group_id id) {
     CHECK((unsigned)id < GROUP_COUNT, "group %d", (int)id);
     return &grid->group[id];
 }
 
 /* World rank of member i of the group of `grid`'s own coordinates. */
-static int member_world_rank(const struct grid *grid, enum group_id id, int i)
-{
+static int member_world_rank(const struct grid *grid, enum group_id id, int i) {
     switch (id) {
-    case GROUP_TP: return grid_rank_at(grid, i, grid->pp, grid->dp);
-    case GROUP_PP: return grid_rank_at(grid, grid->tp, i, grid->dp);
-    case GROUP_DP: return grid_rank_at(grid, grid->tp, grid->pp, i);
-    case GROUP_MODEL: return grid_rank_at(grid, i % grid->tensor, i / grid->tensor, grid->dp);
-    default: return i;
+    case GROUP_TP:
+        return grid_rank_at(grid, i, grid->pp, grid->dp);
+    case GROUP_PP:
+        return grid_rank_at(grid, grid->tp, i, grid->dp);
+    case GROUP_DP:
+        return grid_rank_at(grid, grid->tp, grid->pp, i);
+    case GROUP_MODEL:
+        return grid_rank_at(grid, i % grid->tensor, i / grid->tensor, grid->dp);
+    default:
+        return i;
     }
 }
 
-static int group_count(const struct grid *grid, enum group_id id)
-{
+static int group_count(const struct grid *grid, enum group_id id) {
     switch (id) {
-    case GROUP_TP: return grid->tensor;
-    case GROUP_PP: return grid->pipeline;
-    case GROUP_DP: return grid->data;
-    case GROUP_MODEL: return grid->tensor * grid->pipeline;
-    default: return grid_world(grid);
+    case GROUP_TP:
+        return grid->tensor;
+    case GROUP_PP:
+        return grid->pipeline;
+    case GROUP_DP:
+        return grid->data;
+    case GROUP_MODEL:
+        return grid->tensor * grid->pipeline;
+    default:
+        return grid_world(grid);
     }
 }
 
-static struct group_state *state_create(int size)
-{
+static struct group_state *state_create(int size) {
     struct group_state *s = xcalloc(1, sizeof *s);
     s->slab_bytes = SLAB_BYTES;
     s->direct_bytes = DIRECT_BYTES;
@@ -90,8 +91,7 @@ static struct group_state *state_create(int size)
     return s;
 }
 
-static void groups_init(struct grid *grid)
-{
+static void groups_init(struct grid *grid) {
     int me = grid_rank_at(grid, grid->tp, grid->pp, grid->dp);
     for (int id = 0; id < GROUP_COUNT; id++) {
         struct group *g = &grid->group[id];
@@ -111,8 +111,7 @@ static void groups_init(struct grid *grid)
     }
 }
 
-static struct grid *grid_alloc(int tensor, int pipeline, int data)
-{
+static struct grid *grid_alloc(int tensor, int pipeline, int data) {
     struct grid *grid = xcalloc(1, sizeof *grid);
     grid->tensor = tensor;
     grid->pipeline = pipeline;
@@ -125,8 +124,7 @@ static struct grid *grid_alloc(int tensor, int pipeline, int data)
 
 /* The communicators, as masks of one Cartesian communicator; each group has its own, so that no
  * collective meets the messages of another. The order of members is the one counted by hand. */
-static void communicators_create(struct grid *grid)
-{
+static void communicators_create(struct grid *grid) {
     int tp_axis = 2, pp_axis = grid->pp_before_dp ? 1 : 0, dp_axis = 1 - pp_axis;
     int dims[3], periods[3] = {0, 0, 0};
     dims[tp_axis] = grid->tensor;
@@ -162,8 +160,7 @@ static void communicators_create(struct grid *grid)
     }
 }
 
-static int sizes_check(int tensor, int pipeline, double timeout_minutes)
-{
+static int sizes_check(int tensor, int pipeline, double timeout_minutes) {
     if (tensor < 1 || pipeline < 1)
         return error_raise(EXIT_USAGE,
                            "tensor_model_parallel_size = %d and pipeline_model_parallel_size = %d; "
@@ -186,8 +183,7 @@ static int sizes_check(int tensor, int pipeline, double timeout_minutes)
 }
 
 int grid_create(int tensor, int pipeline, bool tp_pp_dp_mapping, double timeout_minutes,
-                struct grid **grid)
-{
+                struct grid **grid) {
     *grid = NULL;
     TRY(sizes_check(tensor, pipeline, timeout_minutes));
     struct grid *new = grid_alloc(tensor, pipeline, comm_world_size() / (tensor * pipeline));
@@ -206,12 +202,13 @@ int grid_create(int tensor, int pipeline, bool tp_pp_dp_mapping, double timeout_
     return 0;
 }
 
-struct grid *grid_create_measuring(int tensor, int pipeline, int data, int tp, int pp, int dp)
-{
+struct grid *grid_create_measuring(int tensor, int pipeline, int data, bool tp_pp_dp_mapping,
+                                   int tp, int pp, int dp) {
     CHECK(tensor >= 1 && pipeline >= 1 && data >= 1, "a grid of %d x %d x %d", tensor, pipeline,
           data);
     struct grid *grid = grid_alloc(tensor, pipeline, data);
     grid->measuring = true;
+    grid->pp_before_dp = tp_pp_dp_mapping;
     grid->tp = tp;
     grid->pp = pp;
     grid->dp = dp;
@@ -219,8 +216,7 @@ struct grid *grid_create_measuring(int tensor, int pipeline, int data, int tp, i
     return grid;
 }
 
-void grid_destroy(struct grid *grid)
-{
+void grid_destroy(struct grid *grid) {
     if (grid == NULL) return;
     for (int direction = 0; direction < 2; direction++)
         if (grid->p2p[direction] != MPI_COMM_NULL) MPI_Comm_free(&grid->p2p[direction]);

@@ -7,8 +7,7 @@
 _Static_assert(sizeof(MPI_Request) <= sizeof(void *), "struct transfer holds an MPI_Request");
 
 /* An empty message is one part, so that it arrives. */
-static int count_parts(const struct grid *grid, size_t bytes)
-{
+static int count_parts(const struct grid *grid, size_t bytes) {
     size_t n = bytes / grid->part_bytes + (bytes % grid->part_bytes != 0);
     CHECK(n <= TRANSFER_PARTS_MAX, "a message of %zu bytes is longer than %d parts of %zu", bytes,
           TRANSFER_PARTS_MAX, grid->part_bytes);
@@ -16,8 +15,7 @@ static int count_parts(const struct grid *grid, size_t bytes)
 }
 
 static void transfer_init(const struct grid *grid, int direction, bool sending, int stage, int tag,
-                          size_t expected, struct transfer *t)
-{
+                          size_t expected, struct transfer *t) {
     CHECK(direction == 0 || direction == 1, "direction %d", direction);
     CHECK(stage >= 0 && stage < grid->pipeline && stage != grid->pp, "stage %d of %d to stage %d",
           grid->pp, grid->pipeline, stage);
@@ -32,14 +30,12 @@ static void transfer_init(const struct grid *grid, int direction, bool sending, 
     if (grid->measuring) t->bytes = expected;
 }
 
-static void request_store(struct transfer *t, int part, MPI_Request request)
-{
+static void request_store(struct transfer *t, int part, MPI_Request request) {
     memcpy(&t->request[part], &request, sizeof request);
 }
 
 void comm_send_begin(const struct grid *grid, int direction, int to_stage, int tag, const void *buf,
-                     size_t bytes, struct transfer *t)
-{
+                     size_t bytes, struct transfer *t) {
     transfer_init(grid, direction, true, to_stage, tag, bytes, t);
     grid->state->p2p_bytes[direction] += (int64_t)bytes;
     grid->state->p2p_messages[direction]++;
@@ -56,8 +52,7 @@ void comm_send_begin(const struct grid *grid, int direction, int to_stage, int t
 }
 
 void comm_recv_begin(const struct grid *grid, int direction, int from_stage, int tag, void *buf,
-                     size_t expected, size_t capacity, struct transfer *t)
-{
+                     size_t expected, size_t capacity, struct transfer *t) {
     CHECK(expected <= capacity, "%zu bytes expected into a buffer of %zu", expected, capacity);
     transfer_init(grid, direction, false, from_stage, tag, expected, t);
     if (grid->measuring) return;
@@ -72,8 +67,7 @@ void comm_recv_begin(const struct grid *grid, int direction, int from_stage, int
     }
 }
 
-static void part_arrived(struct transfer *t, int rc, MPI_Status *status)
-{
+static void part_arrived(struct transfer *t, int rc, MPI_Status *status) {
     if (rc != MPI_SUCCESS && !t->sending) {
         int class;
         MPI_Error_class(rc, &class);
@@ -90,8 +84,7 @@ static void part_arrived(struct transfer *t, int rc, MPI_Status *status)
     t->bytes += (size_t)count;
 }
 
-bool comm_test(struct transfer *t)
-{
+bool comm_test(struct transfer *t) {
     if (!t->active) return true;
     bool done = true;
     for (int i = 0; i < t->n_parts; i++) {
@@ -113,8 +106,7 @@ bool comm_test(struct transfer *t)
 
 _Noreturn static void transfer_timed_out(const struct grid *grid, const struct transfer *t,
                                          void (*describe)(void *arg, char *text, size_t size),
-                                         void *arg)
-{
+                                         void *arg) {
     char me[160], peer[160], what[512] = "";
     const struct group *pp = &grid->group[GROUP_PP];
     grid_describe_rank(grid, pp->world_rank[pp->rank], me, sizeof me);
@@ -129,20 +121,17 @@ _Noreturn static void transfer_timed_out(const struct grid *grid, const struct t
 }
 
 size_t comm_wait(const struct grid *grid, struct transfer *t,
-                 void (*describe)(void *arg, char *text, size_t size), void *arg)
-{
+                 void (*describe)(void *arg, char *text, size_t size), void *arg) {
     double start = clock_seconds();
     while (!comm_test(t))
         if (!comm_pause(start, grid->timeout_seconds)) transfer_timed_out(grid, t, describe, arg);
     return t->bytes;
 }
 
-int64_t comm_p2p_bytes(const struct grid *grid, int direction)
-{
+int64_t comm_p2p_bytes(const struct grid *grid, int direction) {
     return grid->state->p2p_bytes[direction];
 }
 
-int64_t comm_p2p_messages(const struct grid *grid, int direction)
-{
+int64_t comm_p2p_messages(const struct grid *grid, int direction) {
     return grid->state->p2p_messages[direction];
 }

@@ -8,11 +8,9 @@
 
 /* x > acc is false when acc is NaN, and x != x takes a new NaN: once there, it stays. */
 #define DEFINE_COMBINE(name, type)                                                                 \
-    static void name(type *restrict acc, const type *restrict x, int64_t n, enum reduce_op op)     \
-    {                                                                                              \
+    static void name(type *restrict acc, const type *restrict x, int64_t n, enum reduce_op op) {   \
         if (op == REDUCE_SUM)                                                                      \
-            for (int64_t i = 0; i < n; i++)                                                        \
-                acc[i] += x[i];                                                                    \
+            for (int64_t i = 0; i < n; i++) acc[i] += x[i];                                        \
         else                                                                                       \
             for (int64_t i = 0; i < n; i++)                                                        \
                 acc[i] = x[i] > acc[i] || x[i] != x[i] ? x[i] : acc[i];                            \
@@ -21,8 +19,7 @@ DEFINE_COMBINE(combine_f32, float)
 DEFINE_COMBINE(combine_f64, double)
 
 static void combine_i64(int64_t *restrict acc, const int64_t *restrict x, int64_t n,
-                        enum reduce_op op)
-{
+                        enum reduce_op op) {
     for (int64_t i = 0; i < n; i++) {
         if (op == REDUCE_MAX) {
             acc[i] = x[i] > acc[i] ? x[i] : acc[i];
@@ -32,8 +29,7 @@ static void combine_i64(int64_t *restrict acc, const int64_t *restrict x, int64_
     }
 }
 
-static void combine(void *acc, const void *x, int64_t n, enum dtype dtype, enum reduce_op op)
-{
+static void combine(void *acc, const void *x, int64_t n, enum dtype dtype, enum reduce_op op) {
     if (dtype == DTYPE_F32)
         combine_f32(acc, x, n, op);
     else if (dtype == DTYPE_F64)
@@ -43,8 +39,7 @@ static void combine(void *acc, const void *x, int64_t n, enum dtype dtype, enum 
 }
 
 void reduce_in_order(const void *const *source, int n_sources, void *out, int64_t n,
-                     enum dtype dtype, enum reduce_op op)
-{
+                     enum dtype dtype, enum reduce_op op) {
     CHECK(dtype == DTYPE_F32 || dtype == DTYPE_F64 || dtype == DTYPE_I64, "reduction over %s",
           dtype_name(dtype));
     int64_t size = (int64_t)dtype_size(dtype);

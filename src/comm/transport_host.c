@@ -7,33 +7,28 @@
 
 #include "comm_impl.h"
 
-static int64_t min64(int64_t a, int64_t b)
-{
+static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
 /* How many of n elements lie in the round that starts at `first` and takes `step` of them. */
-static int64_t round_count(int64_t n, int64_t first, int64_t step)
-{
+static int64_t round_count(int64_t n, int64_t first, int64_t step) {
     return n <= first ? 0 : min64(n - first, step);
 }
 
-static int64_t part_max(const int64_t *offset, int size)
-{
+static int64_t part_max(const int64_t *offset, int size) {
     int64_t n = 0;
     for (int q = 0; q < size; q++)
         if (offset[q + 1] - offset[q] > n) n = offset[q + 1] - offset[q];
     return n;
 }
 
-static void copy_unless_same(const struct group *g, void *to, const void *from, size_t bytes)
-{
+static void copy_unless_same(const struct group *g, void *to, const void *from, size_t bytes) {
     if (!g->grid->measuring && to != from && bytes > 0) memcpy(to, from, bytes);
 }
 
 void allreduce_direct(const struct group *g, void *data, int64_t n, enum dtype dtype,
-                      enum reduce_op op, void *buffer)
-{
+                      enum reduce_op op, void *buffer) {
     int64_t bytes = n * (int64_t)dtype_size(dtype);
     const void **source = g->state->source;
     for (int k = 1; k < g->size; k++) {
@@ -51,8 +46,7 @@ void allreduce_direct(const struct group *g, void *data, int64_t n, enum dtype d
 
 /* Round by round: receive everybody's version of a slab of my part, sum, put it into mine. */
 static void scatter_reduce(const struct group *g, const void *full, void *mine, enum dtype dtype,
-                           enum reduce_op op, const int64_t *offset, int64_t unit)
-{
+                           enum reduce_op op, const int64_t *offset, int64_t unit) {
     struct group_state *s = g->state;
     int64_t size = (int64_t)dtype_size(dtype), others = g->size - 1;
     int64_t slab = (int64_t)s->slab_bytes / (others * size);
@@ -83,8 +77,7 @@ static void scatter_reduce(const struct group *g, const void *full, void *mine, 
 
 /* My part lies in its place. */
 static void gather_in_place(const struct group *g, void *full, int64_t size, const int64_t *offset,
-                            int64_t unit)
-{
+                            int64_t unit) {
     int64_t step = (int64_t)g->grid->part_bytes / size;
     int64_t n_mine = (offset[g->rank + 1] - offset[g->rank]) * unit;
     int64_t n_max = part_max(offset, g->size) * unit;
@@ -104,8 +97,7 @@ static void gather_in_place(const struct group *g, void *full, int64_t size, con
 }
 
 static void host_allreduce(const struct group *g, struct backend *be, void *data, int64_t n,
-                           enum dtype dtype, enum reduce_op op)
-{
+                           enum dtype dtype, enum reduce_op op) {
     (void)be;
     struct group_state *s = g->state;
     size_t sent = (size_t)(g->size - 1) * (size_t)n * dtype_size(dtype);
@@ -125,8 +117,7 @@ static void host_allreduce(const struct group *g, struct backend *be, void *data
 }
 
 static void host_gather(const struct group *g, struct backend *be, const void *mine, void *full,
-                        enum dtype dtype, const int64_t *offset, int64_t unit)
-{
+                        enum dtype dtype, const int64_t *offset, int64_t unit) {
     (void)be;
     int64_t size = (int64_t)dtype_size(dtype);
     exchange_begin(g, OP_GATHER);
@@ -136,8 +127,7 @@ static void host_gather(const struct group *g, struct backend *be, const void *m
 }
 
 static void host_reduce_scatter(const struct group *g, struct backend *be, const void *full,
-                                void *mine, enum dtype dtype, const int64_t *offset, int64_t unit)
-{
+                                void *mine, enum dtype dtype, const int64_t *offset, int64_t unit) {
     (void)be;
     exchange_begin(g, OP_REDUCE_SCATTER);
     scatter_reduce(g, full, mine, dtype, REDUCE_SUM, offset, unit);
@@ -145,8 +135,7 @@ static void host_reduce_scatter(const struct group *g, struct backend *be, const
 
 /* rows x (columns of one member), packed, to their global places. */
 static void columns_place(const struct tensor *full, int64_t first_row, int64_t rows,
-                          const void *packed, const struct cut_part *part)
-{
+                          const void *packed, const struct cut_part *part) {
     int64_t size = (int64_t)dtype_size(full->dtype);
     for (int64_t i = 0; i < rows; i++)
         for (int b = 0; b < part->n_blocks; b++) {
@@ -160,8 +149,7 @@ static void columns_place(const struct tensor *full, int64_t first_row, int64_t 
 /* One round: `rows` rows of everybody's columns. A rank that holds nothing sends nothing. */
 static void columns_round(const struct group *g, const struct tensor *local,
                           const struct tensor *full, const struct cut *cut, int64_t first_row,
-                          int64_t rows, void *buffer)
-{
+                          int64_t rows, void *buffer) {
     int64_t size = (int64_t)dtype_size(full->dtype);
     const void *mine = byte_at(local->data, first_row * local->cols * size);
     int64_t used = 0;
@@ -185,8 +173,7 @@ static void columns_round(const struct group *g, const struct tensor *local,
 
 static void host_gather_columns(const struct group *g, struct backend *be,
                                 const struct tensor *local, const struct tensor *full,
-                                const struct cut *cut)
-{
+                                const struct cut *cut) {
     (void)be;
     exchange_begin(g, OP_COLUMNS);
     int64_t row_bytes = (full->cols - local->cols) * (int64_t)dtype_size(full->dtype);

@@ -6,15 +6,13 @@
 
 #include "comm_impl.h"
 
-static void abort_job(int exit_code)
-{
+static void abort_job(int exit_code) {
     fflush(NULL);
     MPI_Abort(MPI_COMM_WORLD, exit_code);
     _exit(exit_code);
 }
 
-void mpi_check(int rc, const char *call)
-{
+void mpi_check(int rc, const char *call) {
     if (rc == MPI_SUCCESS) return;
     char text[MPI_MAX_ERROR_STRING] = "unknown error";
     int length;
@@ -22,8 +20,7 @@ void mpi_check(int rc, const char *call)
     error_fatal(EXIT_UNAVAILABLE, "rank %d: %s failed: %s", comm_world_rank(), call, text);
 }
 
-int comm_init(int *argc, char ***argv)
-{
+int comm_init(int *argc, char ***argv) {
     int provided;
     if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS)
         return error_raise(EXIT_UNAVAILABLE, "MPI_Init_thread failed");
@@ -41,28 +38,24 @@ int comm_init(int *argc, char ***argv)
     return 0;
 }
 
-void comm_finalize(void)
-{
+void comm_finalize(void) {
     error_set_abort(NULL);
     MPI_Finalize();
 }
 
-int comm_world_rank(void)
-{
+int comm_world_rank(void) {
     int rank;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     return rank;
 }
 
-int comm_world_size(void)
-{
+int comm_world_size(void) {
     int size;
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     return size;
 }
 
-int comm_ranks_on_host(void)
-{
+int comm_ranks_on_host(void) {
     MPI_Comm host;
     int size;
     mpi_check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
@@ -72,8 +65,7 @@ int comm_ranks_on_host(void)
     return size;
 }
 
-bool comm_pause(double start, double limit)
-{
+bool comm_pause(double start, double limit) {
     double waited = clock_seconds() - start;
     if (waited > limit) return false;
     if (waited < 2e-3) {

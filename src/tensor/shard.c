@@ -5,42 +5,34 @@
  * and written as one hyperslab per block at any p. */
 #include "tensor.h"
 
-static int64_t min64(int64_t a, int64_t b)
-{
+static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-static int64_t block_granules(const struct cut *c, int b)
-{
+static int64_t block_granules(const struct cut *c, int b) {
     CHECK(c->granule[b] >= 1, "granule %lld of block %d", (long long)c->granule[b], b);
     return c->size[b] / c->granule[b] + (c->size[b] % c->granule[b] != 0);
 }
 
-struct cut cut_none(void)
-{
+struct cut cut_none(void) {
     return (struct cut){.axis = -1, .n_blocks = 1, .granule = {1}};
 }
 
-struct cut cut_even(int axis, int64_t size, int64_t granule)
-{
+struct cut cut_even(int axis, int64_t size, int64_t granule) {
     return (struct cut){.axis = axis, .n_blocks = 1, .size = {size}, .granule = {granule}};
 }
 
-int64_t cut_granules(const struct cut *c)
-{
+int64_t cut_granules(const struct cut *c) {
     return block_granules(c, 0);
 }
 
-int64_t cut_size(const struct cut *c)
-{
+int64_t cut_size(const struct cut *c) {
     int64_t size = 0;
-    for (int b = 0; b < c->n_blocks; b++)
-        size += c->size[b];
+    for (int b = 0; b < c->n_blocks; b++) size += c->size[b];
     return size;
 }
 
-int cut_check(const struct cut *c, int p, const char *what)
-{
+int cut_check(const struct cut *c, int p, const char *what) {
     if (c->axis < 0) return 0;
     CHECK(c->n_blocks >= 1 && c->n_blocks <= CUT_BLOCKS_MAX && p >= 1, "%s: %d blocks over %d",
           what, c->n_blocks, p);
@@ -67,16 +59,14 @@ int cut_check(const struct cut *c, int p, const char *what)
     return 0;
 }
 
-void rows_share(int64_t n, int p, int r, int64_t *first, int64_t *count)
-{
+void rows_share(int64_t n, int p, int r, int64_t *first, int64_t *count) {
     CHECK(n >= 0 && p >= 1 && r >= 0 && r < p, "share %d of %d of %lld rows", r, p, (long long)n);
     int64_t q = n / p, m = n % p;
     *first = r * q + min64(r, m);
     *count = q + (r < m);
 }
 
-struct cut_part cut_part(const struct cut *c, int p, int r)
-{
+struct cut_part cut_part(const struct cut *c, int p, int r) {
     struct cut_part part = {.n_blocks = c->n_blocks};
     if (c->axis < 0) {
         part.n_blocks = 1;
@@ -98,19 +88,16 @@ struct cut_part cut_part(const struct cut *c, int p, int r)
     return part;
 }
 
-int64_t cut_local_to_global(const struct cut *c, int p, int r, int64_t local)
-{
+int64_t cut_local_to_global(const struct cut *c, int p, int r, int64_t local) {
     struct cut_part part = cut_part(c, p, r);
     CHECK(local >= 0 && local < part.total, "local index %lld of %lld", (long long)local,
           (long long)part.total);
     int b = 0;
-    while (local >= part.local[b] + part.count[b])
-        b++;
+    while (local >= part.local[b] + part.count[b]) b++;
     return part.global[b] + (local - part.local[b]);
 }
 
-void cut_global_to_owner(const struct cut *c, int p, int64_t global, int *r, int64_t *local)
-{
+void cut_global_to_owner(const struct cut *c, int p, int64_t global, int *r, int64_t *local) {
     int64_t size = c->axis < 0 ? c->size[0] : cut_size(c);
     CHECK(global >= 0 && global < size, "global index %lld of %lld", (long long)global,
           (long long)size);
@@ -121,8 +108,7 @@ void cut_global_to_owner(const struct cut *c, int p, int64_t global, int *r, int
     }
     int b = 0;
     int64_t in_block = global;
-    while (in_block >= c->size[b])
-        in_block -= c->size[b++];
+    while (in_block >= c->size[b]) in_block -= c->size[b++];
     int64_t k = in_block / c->granule[b];
     int64_t q = cut_granules(c) / p, m = cut_granules(c) % p;
     *r = (int)(k < m * (q + 1) ? k / (q + 1) : m + (k - m * (q + 1)) / q);
@@ -132,8 +118,7 @@ void cut_global_to_owner(const struct cut *c, int p, int64_t global, int *r, int
 
 /* A producer may have more blocks than its consumer (Q, K, V rows feed the columns of the dense
  * layer, two stacked halves feed the down projection): the leading blocks both have must agree. */
-bool cut_equal(const struct cut *a, const struct cut *b)
-{
+bool cut_equal(const struct cut *a, const struct cut *b) {
     if ((a->axis < 0) != (b->axis < 0)) return false;
     if (a->axis < 0) return a->size[0] == b->size[0];
     if (cut_granules(a) != cut_granules(b)) return false;

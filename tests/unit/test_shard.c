@@ -7,8 +7,7 @@
 
 #include "tensor.h"
 
-static struct cut cut_blocks(int s, int64_t size, int64_t granule)
-{
+static struct cut cut_blocks(int s, int64_t size, int64_t granule) {
     struct cut c = {.axis = 0, .n_blocks = s};
     for (int b = 0; b < s; b++) {
         c.size[b] = size;
@@ -18,8 +17,7 @@ static struct cut cut_blocks(int s, int64_t size, int64_t granule)
 }
 
 /* Disjoint cover, no empty rank, inverse; agreement with the stride rule where it applies. */
-static void check_cut(const struct cut *c, int p)
-{
+static void check_cut(const struct cut *c, int p) {
     char seen[CUT_BLOCKS_MAX * 64] = {0};
     int64_t size = cut_size(c), covered = 0;
     int64_t per_rank = size / p / c->n_blocks;
@@ -48,8 +46,7 @@ static void check_cut(const struct cut *c, int p)
     assert_int_equal(covered, size);
 }
 
-static void test_brute_force(void **state)
-{
+static void test_brute_force(void **state) {
     (void)state;
     for (int64_t d = 1; d < 60; d++)
         for (int64_t u = 1; u < 9; u++)
@@ -63,17 +60,17 @@ static void test_brute_force(void **state)
 }
 
 /* Blocks of unequal length with the same number of granules. */
-static void test_unequal_blocks(void **state)
-{
+static void test_unequal_blocks(void **state) {
     (void)state;
     for (int64_t granules = 1; granules <= 10; granules++)
         for (int64_t u0 = 1; u0 <= 5; u0++)
             for (int64_t u1 = 1; u1 <= 3; u1++)
                 for (int64_t cut_short = 0; cut_short < u0; cut_short++) {
-                    struct cut c = {.axis = 0,
-                                    .n_blocks = 3,
-                                    .size = {granules * u0 - cut_short, granules * u1, granules * u1},
-                                    .granule = {u0, u1, u1}};
+                    struct cut c = {
+                        .axis = 0,
+                        .n_blocks = 3,
+                        .size = {granules * u0 - cut_short, granules * u1, granules * u1},
+                        .granule = {u0, u1, u1}};
                     for (int p = 1; p <= granules; p++) {
                         int64_t total = 0;
                         for (int r = 0; r < p; r++) {
@@ -93,8 +90,7 @@ static void test_unequal_blocks(void **state)
                 }
 }
 
-static void test_stride_example(void **state)
-{
+static void test_stride_example(void **state) {
     (void)state;
     struct cut c = cut_blocks(3, 4, 1);
     const int64_t expect[2][6] = {{0, 1, 4, 5, 8, 9}, {2, 3, 6, 7, 10, 11}};
@@ -103,28 +99,24 @@ static void test_stride_example(void **state)
             assert_int_equal(cut_local_to_global(&c, 2, r, l), expect[r][l]);
 }
 
-static void test_gpt2_xl_heads(void **state)
-{
+static void test_gpt2_xl_heads(void **state) {
     (void)state;
     struct cut c = cut_blocks(3, 25 * 64, 64);
     const int64_t rows[4] = {1344, 1152, 1152, 1152};
     assert_int_equal(cut_granules(&c), 25);
-    for (int r = 0; r < 4; r++)
-        assert_int_equal(cut_part(&c, 4, r).total, rows[r]);
+    for (int r = 0; r < 4; r++) assert_int_equal(cut_part(&c, 4, r).total, rows[r]);
     struct cut_part one = cut_part(&c, 4, 1);
     assert_int_equal(one.global[0], 448);
     assert_int_equal(one.global[1], 2048);
     assert_int_equal(one.global[2], 3648);
 }
 
-static void test_grouped_query(void **state)
-{
+static void test_grouped_query(void **state) {
     (void)state;
-    struct cut c = {.axis = 0, .n_blocks = 3, .size = {4096, 1024, 1024},
-                    .granule = {512, 128, 128}};
+    struct cut c = {
+        .axis = 0, .n_blocks = 3, .size = {4096, 1024, 1024}, .granule = {512, 128, 128}};
     const int64_t rows[3] = {2304, 2304, 1536};
-    for (int r = 0; r < 3; r++)
-        assert_int_equal(cut_part(&c, 3, r).total, rows[r]);
+    for (int r = 0; r < 3; r++) assert_int_equal(cut_part(&c, 3, r).total, rows[r]);
     struct cut_part one = cut_part(&c, 3, 1);
     assert_int_equal(one.global[0], 1536);
     assert_int_equal(one.global[1], 4480);
@@ -138,8 +130,7 @@ static void test_grouped_query(void **state)
             assert_int_equal(cut_part(&c, p, r).count[0], cut_part(&dense, p, r).total);
 }
 
-static void test_vocabulary(void **state)
-{
+static void test_vocabulary(void **state) {
     (void)state;
     struct cut one = cut_even(0, 50257, 1), wide = cut_even(0, 50257, 64);
     const int64_t by_one[4] = {12565, 12564, 12564, 12564};
@@ -150,8 +141,7 @@ static void test_vocabulary(void **state)
     }
 }
 
-static void test_not_cut(void **state)
-{
+static void test_not_cut(void **state) {
     (void)state;
     struct cut c = cut_none();
     c.size[0] = 7;
@@ -165,8 +155,7 @@ static void test_not_cut(void **state)
     }
 }
 
-static void test_refusals(void **state)
-{
+static void test_refusals(void **state) {
     (void)state;
     struct cut few = cut_even(0, 6 * 64, 64);
     error_clear();
@@ -184,8 +173,7 @@ static void test_refusals(void **state)
     error_clear();
 }
 
-static void test_rows_share(void **state)
-{
+static void test_rows_share(void **state) {
     (void)state;
     for (int64_t n = 0; n < 40; n++)
         for (int p = 1; p < 12; p++) {
@@ -202,8 +190,7 @@ static void test_rows_share(void **state)
         }
 }
 
-static void test_views(void **state)
-{
+static void test_views(void **state) {
     (void)state;
     float data[12];
     struct tensor t = tensor_view(data, 3, 4, DTYPE_F32);
@@ -219,14 +206,13 @@ static void test_views(void **state)
     assert_string_equal(dtype_name(DTYPE_I64), "int64");
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_brute_force),   cmocka_unit_test(test_unequal_blocks),
+        cmocka_unit_test(test_brute_force),    cmocka_unit_test(test_unequal_blocks),
         cmocka_unit_test(test_stride_example), cmocka_unit_test(test_gpt2_xl_heads),
-        cmocka_unit_test(test_grouped_query), cmocka_unit_test(test_vocabulary),
-        cmocka_unit_test(test_not_cut),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_rows_share),    cmocka_unit_test(test_views),
+        cmocka_unit_test(test_grouped_query),  cmocka_unit_test(test_vocabulary),
+        cmocka_unit_test(test_not_cut),        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_rows_share),     cmocka_unit_test(test_views),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

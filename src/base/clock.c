@@ -3,15 +3,13 @@
 
 #include "base.h"
 
-double clock_seconds(void)
-{
+double clock_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-void clock_utc(char text[32], bool microseconds)
-{
+void clock_utc(char text[32], bool microseconds) {
     struct timespec t;
     struct tm tm;
     clock_gettime(CLOCK_REALTIME, &t);

@@ -7,8 +7,7 @@
 #include "base.h"
 
 #ifdef __SSE4_2__
-static uint32_t advance(uint32_t crc, const uint8_t *p, size_t bytes)
-{
+static uint32_t advance(uint32_t crc, const uint8_t *p, size_t bytes) {
     uint64_t wide = crc;
     for (; bytes >= 8; bytes -= 8, p += 8) {
         uint64_t eight;
@@ -26,8 +25,7 @@ static uint32_t advance(uint32_t crc, const uint8_t *p, size_t bytes)
 /* Four bits at a time: 16 entries can be spelled as constants, so nothing has to be set up. */
 static const uint32_t table[16] = {FOUR(0), FOUR(4), FOUR(8), FOUR(12)};
 
-static uint32_t advance(uint32_t crc, const uint8_t *p, size_t bytes)
-{
+static uint32_t advance(uint32_t crc, const uint8_t *p, size_t bytes) {
     for (; bytes > 0; bytes--) {
         crc ^= *p++;
         crc = crc >> 4 ^ table[crc & 15];
@@ -37,7 +35,6 @@ static uint32_t advance(uint32_t crc, const uint8_t *p, size_t bytes)
 }
 #endif
 
-uint32_t crc32c(uint32_t crc, const void *data, size_t bytes)
-{
+uint32_t crc32c(uint32_t crc, const void *data, size_t bytes) {
     return ~advance(~crc, data, bytes);
 }

@@ -19,15 +19,13 @@ static struct {
 } trace = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* One sentence is one line: control characters from hostile input must not forge another. */
-static void flatten(char *text)
-{
+static void flatten(char *text) {
     for (; *text != '\0'; text++)
         if ((unsigned char)*text < 0x20 || *text == 0x7f) *text = ' ';
 }
 
 /* Appends separator and text if both fit whole or cut; false if there is no room left at all. */
-static bool append(const char *separator, const char *text)
-{
+static bool append(const char *separator, const char *text) {
     size_t room = TRACE_BYTES - 1 - trace.used, n_sep = strlen(separator), n = strlen(text);
     if (room < n_sep + 64) return false;
     if (n > room - n_sep) n = room - n_sep;
@@ -38,8 +36,7 @@ static bool append(const char *separator, const char *text)
     return true;
 }
 
-static void record(int exit_code, const char *fmt, va_list args, bool note)
-{
+static void record(int exit_code, const char *fmt, va_list args, bool note) {
     char sentence[4096];
     vsnprintf(sentence, sizeof sentence, fmt, args);
     flatten(sentence);
@@ -51,8 +48,7 @@ static void record(int exit_code, const char *fmt, va_list args, bool note)
     pthread_mutex_unlock(&trace.lock);
 }
 
-int error_raise(int exit_code, const char *fmt, ...)
-{
+int error_raise(int exit_code, const char *fmt, ...) {
     va_list args;
     va_start(args, fmt);
     record(exit_code, fmt, args, false);
@@ -60,8 +56,7 @@ int error_raise(int exit_code, const char *fmt, ...)
     return exit_code;
 }
 
-int error_note(int exit_code, const char *fmt, ...)
-{
+int error_note(int exit_code, const char *fmt, ...) {
     va_list args;
     va_start(args, fmt);
     record(exit_code, fmt, args, true);
@@ -69,23 +64,19 @@ int error_note(int exit_code, const char *fmt, ...)
     return exit_code;
 }
 
-int error_count(void)
-{
+int error_count(void) {
     return trace.n;
 }
 
-int error_code(void)
-{
+int error_code(void) {
     return trace.code;
 }
 
-const char *error_text(void)
-{
+const char *error_text(void) {
     return trace.text;
 }
 
-void error_clear(void)
-{
+void error_clear(void) {
     pthread_mutex_lock(&trace.lock);
     trace.text[0] = '\0';
     trace.used = 0;
@@ -93,8 +84,7 @@ void error_clear(void)
     pthread_mutex_unlock(&trace.lock);
 }
 
-void error_print(FILE *to)
-{
+void error_print(FILE *to) {
     pthread_mutex_lock(&trace.lock);
     for (const char *line = trace.text; *line != '\0';) {
         size_t n = strcspn(line, "\n");
@@ -106,13 +96,11 @@ void error_print(FILE *to)
     pthread_mutex_unlock(&trace.lock);
 }
 
-void error_set_abort(void (*abort_job)(int exit_code))
-{
+void error_set_abort(void (*abort_job)(int exit_code)) {
     trace.abort_job = abort_job;
 }
 
-void error_exit(void)
-{
+void error_exit(void) {
     int code = trace.code != 0 ? trace.code : EXIT_INTERNAL;
     fflush(stdout);
     error_print(stderr);
@@ -120,8 +108,7 @@ void error_exit(void)
     exit(code);
 }
 
-void error_fatal(int exit_code, const char *fmt, ...)
-{
+void error_fatal(int exit_code, const char *fmt, ...) {
     va_list args;
     va_start(args, fmt);
     record(exit_code, fmt, args, false);
@@ -129,8 +116,7 @@ void error_fatal(int exit_code, const char *fmt, ...)
     error_exit();
 }
 
-void check_failed(const char *file, int line, const char *condition, const char *fmt, ...)
-{
+void check_failed(const char *file, int line, const char *condition, const char *fmt, ...) {
     char why[1024];
     va_list args;
     va_start(args, fmt);

@@ -8,20 +8,17 @@
 
 #include "base.h"
 
-static int code_of_open(int err)
-{
+static int code_of_open(int err) {
     if (err == ENOENT || err == ENOTDIR) return EXIT_NO_INPUT;
     return err == EACCES || err == EPERM ? EXIT_NO_PERMISSION : EXIT_IO;
 }
 
-static int code_of_create(int err)
-{
+static int code_of_create(int err) {
     return err == EACCES || err == EPERM || err == EROFS ? EXIT_NO_PERMISSION : EXIT_CANT_CREATE;
 }
 
 /* Reads until the end of the file, whatever fstat said: it may be a pipe or growing. */
-static int read_all(int fd, const char *path, size_t max_bytes, char **data, size_t *bytes)
-{
+static int read_all(int fd, const char *path, size_t max_bytes, char **data, size_t *bytes) {
     size_t room = 65536, used = 0;
     char *text = xmalloc(room + 1);
     for (;;) {
@@ -47,8 +44,7 @@ static int read_all(int fd, const char *path, size_t max_bytes, char **data, siz
     return 0;
 }
 
-int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes)
-{
+int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return error_raise(code_of_open(errno), "%s cannot be opened: %s", path, strerror(errno));
@@ -57,8 +53,7 @@ int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes)
     return rc;
 }
 
-static bool write_all(int fd, const char *data, size_t bytes)
-{
+static bool write_all(int fd, const char *data, size_t bytes) {
     while (bytes > 0) {
         ssize_t n = write(fd, data, bytes);
         if (n < 0 && errno == EINTR) continue;
@@ -70,8 +65,7 @@ static bool write_all(int fd, const char *data, size_t bytes)
 }
 
 /* The rename is durable only when the folder is on disk too. */
-static bool sync_parent(const char *path)
-{
+static bool sync_parent(const char *path) {
     char *parent = xstrdup(path);
     char *slash = strrchr(parent, '/');
     if (slash != NULL) slash[slash == parent] = '\0'; /* keep the root's own slash */
@@ -82,12 +76,10 @@ static bool sync_parent(const char *path)
     return ok;
 }
 
-static int write_and_rename(const char *tmp, const char *path, const void *data, size_t bytes)
-{
+static int write_and_rename(const char *tmp, const char *path, const void *data, size_t bytes) {
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0)
-        return error_raise(code_of_create(errno), "%s cannot be created: %s", tmp,
-                           strerror(errno));
+        return error_raise(code_of_create(errno), "%s cannot be created: %s", tmp, strerror(errno));
     bool ok = write_all(fd, data, bytes);
     int err = errno;
     if (close(fd) != 0 && ok) ok = false, err = errno;
@@ -97,16 +89,14 @@ static int write_and_rename(const char *tmp, const char *path, const void *data,
     return error_raise(EXIT_IO, "%s cannot be written: %s", path, strerror(err));
 }
 
-int file_write_atomic(const char *path, const void *data, size_t bytes)
-{
+int file_write_atomic(const char *path, const void *data, size_t bytes) {
     char *tmp = xasprintf("%s.tmp.%ld", path, (long)getpid());
     int rc = write_and_rename(tmp, path, data, bytes);
     free(tmp);
     return rc;
 }
 
-static bool make_one(const char *path)
-{
+static bool make_one(const char *path) {
     if (mkdir(path, 0777) == 0) return true;
     struct stat st;
     int err = errno;
@@ -115,8 +105,7 @@ static bool make_one(const char *path)
     return false;
 }
 
-int dir_make(const char *path)
-{
+int dir_make(const char *path) {
     char *copy = xstrdup(path);
     int rc = 0;
     for (char *p = copy; rc == 0 && *p != '\0';) {

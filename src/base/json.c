@@ -23,13 +23,11 @@ enum {
 #define JSON_NULL KIND_NULL
 
 /* jansson's constructors of the names that json.h gives to its readers. */
-static json_t *new_raw_integer(int64_t v)
-{
+static json_t *new_raw_integer(int64_t v) {
     return json_integer(v);
 }
 
-static json_t *new_raw_real(double v)
-{
+static json_t *new_raw_real(double v) {
     return json_real(v);
 }
 
@@ -38,20 +36,17 @@ static json_t *new_raw_real(double v)
 #define MAX_DEPTH 64
 #define N_CONTEXT 40
 
-static json_t *raw(const struct json *v)
-{
+static json_t *raw(const struct json *v) {
     return (json_t *)(uintptr_t)v;
 }
 
-static struct json *wrap(json_t *v)
-{
+static struct json *wrap(json_t *v) {
     CHECK(v != NULL, "jansson gave no value");
     return (struct json *)v;
 }
 
 static int syntax_error(const char *name, const char *text, size_t bytes, size_t at,
-                        const char *why)
-{
+                        const char *why) {
     char context[N_CONTEXT + 1];
     size_t begin = at > N_CONTEXT / 2 ? at - N_CONTEXT / 2 : 0, n = 0;
     for (; n < N_CONTEXT && begin + n < bytes; n++) {
@@ -64,23 +59,26 @@ static int syntax_error(const char *name, const char *text, size_t bytes, size_t
 }
 
 /* Offset of the bracket that opens level MAX_DEPTH + 1, or bytes. jansson's own limit is 2048. */
-static size_t too_deep_at(const char *text, size_t bytes)
-{
+static size_t too_deep_at(const char *text, size_t bytes) {
     int depth = 0;
     bool in_string = false;
     for (size_t i = 0; i < bytes; i++) {
         char c = text[i];
-        if (in_string && c == '\\') i++;
-        else if (c == '"') in_string = !in_string;
-        else if (in_string) continue;
-        else if (c == ']' || c == '}') depth--;
-        else if ((c == '[' || c == '{') && ++depth > MAX_DEPTH) return i;
+        if (in_string && c == '\\')
+            i++;
+        else if (c == '"')
+            in_string = !in_string;
+        else if (in_string)
+            continue;
+        else if (c == ']' || c == '}')
+            depth--;
+        else if ((c == '[' || c == '{') && ++depth > MAX_DEPTH)
+            return i;
     }
     return bytes;
 }
 
-int json_read_text(const char *name, const char *text, size_t bytes, struct json **root)
-{
+int json_read_text(const char *name, const char *text, size_t bytes, struct json **root) {
     size_t deep = too_deep_at(text, bytes);
     if (deep < bytes) return syntax_error(name, text, bytes, deep, "more than 64 levels deep");
     json_error_t why;
@@ -92,8 +90,7 @@ int json_read_text(const char *name, const char *text, size_t bytes, struct json
     return 0;
 }
 
-int json_read_file(const char *path, size_t max_bytes, struct json **root)
-{
+int json_read_file(const char *path, size_t max_bytes, struct json **root) {
     char *text;
     size_t bytes;
     TRY(file_read(path, max_bytes, &text, &bytes));
@@ -102,63 +99,60 @@ int json_read_file(const char *path, size_t max_bytes, struct json **root)
     return rc;
 }
 
-void json_free(struct json *root)
-{
+void json_free(struct json *root) {
     json_decref(raw(root));
 }
 
-enum json_kind json_kind(const struct json *v)
-{
+enum json_kind json_kind(const struct json *v) {
     switch ((int)json_typeof(raw(v))) {
-    case RAW_OBJECT: return JSON_OBJECT;
-    case RAW_ARRAY: return JSON_ARRAY;
-    case RAW_STRING: return JSON_STRING;
-    case RAW_INTEGER: return JSON_INTEGER;
-    case RAW_REAL: return JSON_REAL;
+    case RAW_OBJECT:
+        return JSON_OBJECT;
+    case RAW_ARRAY:
+        return JSON_ARRAY;
+    case RAW_STRING:
+        return JSON_STRING;
+    case RAW_INTEGER:
+        return JSON_INTEGER;
+    case RAW_REAL:
+        return JSON_REAL;
     case RAW_TRUE:
-    case RAW_FALSE: return JSON_BOOL;
-    default: return JSON_NULL;
+    case RAW_FALSE:
+        return JSON_BOOL;
+    default:
+        return JSON_NULL;
     }
 }
 
-size_t json_size(const struct json *v)
-{
+size_t json_size(const struct json *v) {
     return json_kind(v) == JSON_OBJECT ? json_object_size(raw(v)) : json_array_size(raw(v));
 }
 
-const struct json *json_at(const struct json *array, size_t i)
-{
+const struct json *json_at(const struct json *array, size_t i) {
     return wrap(json_array_get(raw(array), i));
 }
 
-const struct json *json_get(const struct json *object, const char *key)
-{
+const struct json *json_get(const struct json *object, const char *key) {
     return (const struct json *)json_object_get(raw(object), key);
 }
 
-const char *json_string(const struct json *v, size_t *bytes)
-{
+const char *json_string(const struct json *v, size_t *bytes) {
     if (bytes != NULL) *bytes = json_string_length(raw(v));
     return json_string_value(raw(v));
 }
 
-int64_t json_integer(const struct json *v)
-{
+int64_t json_integer(const struct json *v) {
     return json_integer_value(raw(v));
 }
 
-double json_real(const struct json *v)
-{
+double json_real(const struct json *v) {
     return json_number_value(raw(v));
 }
 
-bool json_bool(const struct json *v)
-{
+bool json_bool(const struct json *v) {
     return (int)json_typeof(raw(v)) == RAW_TRUE;
 }
 
-void *json_member(const struct json *object, void *iter, const char **key, const struct json **v)
-{
+void *json_member(const struct json *object, void *iter, const char **key, const struct json **v) {
     json_t *o = raw(object);
     iter = iter == NULL ? json_object_iter(o) : json_object_iter_next(o, iter);
     if (iter == NULL) return NULL;
@@ -167,30 +161,25 @@ void *json_member(const struct json *object, void *iter, const char **key, const
     return iter;
 }
 
-struct json *json_new_object(void)
-{
+struct json *json_new_object(void) {
     return wrap(json_object());
 }
 
-struct json *json_new_array(void)
-{
+struct json *json_new_array(void) {
     return wrap(json_array());
 }
 
-struct json *json_new_integer(int64_t v)
-{
+struct json *json_new_integer(int64_t v) {
     return wrap(new_raw_integer(v));
 }
 
 /* JSON has no NaN and no infinity; null is what other programs write for them. */
-struct json *json_new_real(double v)
-{
+struct json *json_new_real(double v) {
     return wrap(isfinite(v) ? new_raw_real(v) : json_null());
 }
 
 /* Text that is not UTF-8 (a path may be anything) is kept readable: foreign bytes become '?'. */
-struct json *json_new_string(const char *s)
-{
+struct json *json_new_string(const char *s) {
     json_t *v = json_stringn(s, strlen(s));
     if (v != NULL) return wrap(v);
     char *ascii = xstrdup(s);
@@ -201,23 +190,19 @@ struct json *json_new_string(const char *s)
     return wrap(v);
 }
 
-struct json *json_new_bool(bool v)
-{
+struct json *json_new_bool(bool v) {
     return wrap(json_boolean(v));
 }
 
-void json_set(struct json *object, const char *key, struct json *value)
-{
+void json_set(struct json *object, const char *key, struct json *value) {
     CHECK(json_object_set_new(raw(object), key, raw(value)) == 0, "member %s", key);
 }
 
-void json_append(struct json *array, struct json *value)
-{
+void json_append(struct json *array, struct json *value) {
     CHECK(json_array_append_new(raw(array), raw(value)) == 0, "array");
 }
 
-char *json_text(const struct json *root, int indent)
-{
+char *json_text(const struct json *root, int indent) {
     char *text = json_dumps(raw(root), (size_t)JSON_INDENT(indent) | JSON_ENCODE_ANY |
                                            JSON_REAL_PRECISION(17));
     CHECK(text != NULL, "value that cannot be written");

@@ -12,13 +12,11 @@ static struct {
     FILE *file;
 } out = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-void log_set_rank(int rank)
-{
+void log_set_rank(int rank) {
     out.rank = rank;
 }
 
-int log_open(const char *path)
-{
+int log_open(const char *path) {
     if (out.rank != 0) return 0;
     FILE *f = fopen(path, "a");
     if (f == NULL)
@@ -29,22 +27,19 @@ int log_open(const char *path)
     return 0;
 }
 
-void log_close(void)
-{
+void log_close(void) {
     if (out.file != NULL) fclose(out.file);
     out.file = NULL;
 }
 
-static void write_line(FILE *to, const char *prefix, const char *fmt, va_list args)
-{
+static void write_line(FILE *to, const char *prefix, const char *fmt, va_list args) {
     fputs(prefix, to);
     vfprintf(to, fmt, args);
     fputc('\n', to);
     fflush(to);
 }
 
-static void write_both(FILE *to, const char *prefix, const char *fmt, va_list args)
-{
+static void write_both(FILE *to, const char *prefix, const char *fmt, va_list args) {
     va_list again;
     va_copy(again, args);
     pthread_mutex_lock(&out.lock);
@@ -54,8 +49,7 @@ static void write_both(FILE *to, const char *prefix, const char *fmt, va_list ar
     va_end(again);
 }
 
-void log_info(const char *fmt, ...)
-{
+void log_info(const char *fmt, ...) {
     if (out.rank != 0) return;
     va_list args;
     va_start(args, fmt);
@@ -63,8 +57,7 @@ void log_info(const char *fmt, ...)
     va_end(args);
 }
 
-void log_warn(const char *fmt, ...)
-{
+void log_warn(const char *fmt, ...) {
     char prefix[48];
     snprintf(prefix, sizeof prefix, "warning (rank %d): ", out.rank);
     va_list args;

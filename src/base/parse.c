@@ -7,19 +7,16 @@
 
 #include "base.h"
 
-static bool is_digit(char c)
-{
+static bool is_digit(char c) {
     return c >= '0' && c <= '9';
 }
 
-static const char *skip_digits(const char *s)
-{
+static const char *skip_digits(const char *s) {
     while (is_digit(*s)) s++;
     return s;
 }
 
-bool parse_int64(const char *text, int64_t *out)
-{
+bool parse_int64(const char *text, int64_t *out) {
     const char *digits = text + (*text == '-');
     const char *end = skip_digits(digits);
     if (end == digits || *end != '\0') return false;
@@ -31,8 +28,7 @@ bool parse_int64(const char *text, int64_t *out)
 }
 
 /* [+-] digits [. digits] [e [+-] digits], at least one digit in the mantissa. */
-static bool has_real_form(const char *s)
-{
+static bool has_real_form(const char *s) {
     if (*s == '+' || *s == '-') s++;
     const char *end = skip_digits(s);
     int64_t n_digits = end - s;
@@ -51,8 +47,7 @@ static bool has_real_form(const char *s)
     return *end == '\0';
 }
 
-bool parse_real(const char *text, double *out)
-{
+bool parse_real(const char *text, double *out) {
     if (!has_real_form(text)) return false;
     char *end;
     errno = 0;
@@ -63,8 +58,7 @@ bool parse_real(const char *text, double *out)
     return true;
 }
 
-bool parse_bool(const char *text, bool *out)
-{
+bool parse_bool(const char *text, bool *out) {
     static const char *const yes[] = {"true", "yes", "on", "1"};
     static const char *const no[] = {"false", "no", "off", "0"};
     for (size_t i = 0; i < 4; i++) {

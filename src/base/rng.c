@@ -8,15 +8,13 @@
 
 #define N_ROUNDS 10
 
-static void multiply(uint32_t a, uint32_t b, uint32_t *high, uint32_t *low)
-{
+static void multiply(uint32_t a, uint32_t b, uint32_t *high, uint32_t *low) {
     uint64_t product = (uint64_t)a * b;
     *high = (uint32_t)(product >> 32);
     *low = (uint32_t)product;
 }
 
-void philox4x32(struct rng_key key, const uint32_t counter[4], uint32_t out[4])
-{
+void philox4x32(struct rng_key key, const uint32_t counter[4], uint32_t out[4]) {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     uint32_t k0 = key.k[0], k1 = key.k[1];
     for (int round = 0; round < N_ROUNDS; round++) {
@@ -33,40 +31,33 @@ void philox4x32(struct rng_key key, const uint32_t counter[4], uint32_t out[4])
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
-static struct rng_key sub_key(struct rng_key key, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
-{
+static struct rng_key sub_key(struct rng_key key, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     uint32_t out[4];
     philox4x32(key, (const uint32_t[4]){a, b, c, d}, out);
     return (struct rng_key){{out[0], out[1]}};
 }
 
-static uint32_t low(uint64_t x)
-{
+static uint32_t low(uint64_t x) {
     return (uint32_t)x;
 }
 
-static uint32_t high(uint64_t x)
-{
+static uint32_t high(uint64_t x) {
     return (uint32_t)(x >> 32);
 }
 
-struct rng_key rng_run_key(int64_t seed)
-{
+struct rng_key rng_run_key(int64_t seed) {
     return (struct rng_key){{low((uint64_t)seed), high((uint64_t)seed)}};
 }
 
-struct rng_key rng_init_key(struct rng_key run, const char *tensor_name)
-{
+struct rng_key rng_init_key(struct rng_key run, const char *tensor_name) {
     return sub_key(run, RNG_INIT, crc32c(0, tensor_name, strlen(tensor_name)), 0, 0);
 }
 
-struct rng_key rng_drop_key(struct rng_key run, enum rng_site site, uint32_t layer, int64_t step)
-{
+struct rng_key rng_drop_key(struct rng_key run, enum rng_site site, uint32_t layer, int64_t step) {
     return sub_key(run, (uint32_t)site, layer, low((uint64_t)step), high((uint64_t)step));
 }
 
-static uint32_t block_words(struct rng_key sub, uint64_t index, uint32_t w[4])
-{
+static uint32_t block_words(struct rng_key sub, uint64_t index, uint32_t w[4]) {
     uint64_t b = index / 4;
     philox4x32(sub, (const uint32_t[4]){low(b), high(b), 0, 0}, w);
     return (uint32_t)(index % 4);
@@ -74,8 +65,7 @@ static uint32_t block_words(struct rng_key sub, uint64_t index, uint32_t w[4])
 
 /* Box-Muller: (w0,w1) give elements 0 (cosine) and 1 (sine) of a block, (w2,w3) elements 2 and 3.
  * u1 = (w+1) 2^-32 is never 0, so the logarithm is finite. */
-double rng_normal(struct rng_key sub, uint64_t index)
-{
+double rng_normal(struct rng_key sub, uint64_t index) {
     uint32_t w[4], i = block_words(sub, index, w);
     const uint32_t *pair = w + i / 2 * 2;
     double u1 = ((double)pair[0] + 1.0) * 0x1p-32, u2 = (double)pair[1] * 0x1p-32;
@@ -83,15 +73,13 @@ double rng_normal(struct rng_key sub, uint64_t index)
     return radius * (i % 2 == 0 ? cos(angle) : sin(angle));
 }
 
-double rng_uniform(struct rng_key sub, uint64_t index)
-{
+double rng_uniform(struct rng_key sub, uint64_t index) {
     uint32_t w[4], i = block_words(sub, index, w);
     return (double)w[i] * 0x1p-31 - 1.0;
 }
 
 uint32_t rng_drop_word(struct rng_key sub, uint32_t column, uint32_t row, uint32_t sample,
-                       uint32_t head)
-{
+                       uint32_t head) {
     uint32_t w[4];
     philox4x32(sub, (const uint32_t[4]){column / 4, row, sample, head}, w);
     return w[column % 4];
@@ -99,8 +87,7 @@ uint32_t rng_drop_word(struct rng_key sub, uint32_t column, uint32_t row, uint32
 
 /* Uniform in [0, bound): 64-bit draws below 2^64 mod bound are thrown away, so that what is left
  * is a whole number of intervals of length bound. */
-static uint64_t bounded(struct rng_key sub, uint64_t position, uint64_t bound)
-{
+static uint64_t bounded(struct rng_key sub, uint64_t position, uint64_t bound) {
     uint64_t reject_below = -bound % bound;
     for (uint32_t attempt = 0;; attempt++) {
         uint32_t w[4];
@@ -111,10 +98,8 @@ static uint64_t bounded(struct rng_key sub, uint64_t position, uint64_t bound)
 }
 
 /* Fisher-Yates from the top, the draw for position i keyed by i. */
-void rng_permutation(struct rng_key run, int64_t epoch, int64_t n, int64_t *perm)
-{
-    struct rng_key sub =
-        sub_key(run, RNG_ORDER, low((uint64_t)epoch), high((uint64_t)epoch), 0);
+void rng_permutation(struct rng_key run, int64_t epoch, int64_t n, int64_t *perm) {
+    struct rng_key sub = sub_key(run, RNG_ORDER, low((uint64_t)epoch), high((uint64_t)epoch), 0);
     for (int64_t i = 0; i < n; i++) perm[i] = i;
     for (int64_t i = n - 1; i > 0; i--) {
         int64_t j = (int64_t)bounded(sub, (uint64_t)i, (uint64_t)i + 1);

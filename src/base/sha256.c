@@ -14,13 +14,11 @@ static const uint32_t K[64] = {
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
 
-static uint32_t rotate(uint32_t x, int n)
-{
+static uint32_t rotate(uint32_t x, int n) {
     return x >> n | x << (32 - n);
 }
 
-static void expand(const uint8_t block[64], uint32_t w[64])
-{
+static void expand(const uint8_t block[64], uint32_t w[64]) {
     for (int i = 0; i < 16; i++)
         w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 |
                (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
@@ -32,8 +30,7 @@ static void expand(const uint8_t block[64], uint32_t w[64])
     }
 }
 
-static void compress(struct sha256 *s)
-{
+static void compress(struct sha256 *s) {
     uint32_t w[64], v[8];
     expand(s->block, w);
     memcpy(v, s->h, sizeof v);
@@ -50,14 +47,12 @@ static void compress(struct sha256 *s)
     for (int i = 0; i < 8; i++) s->h[i] += v[i];
 }
 
-void sha256_begin(struct sha256 *s)
-{
+void sha256_begin(struct sha256 *s) {
     *s = (struct sha256){.h = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f,
                                0x9b05688c, 0x1f83d9ab, 0x5be0cd19}};
 }
 
-void sha256_add(struct sha256 *s, const void *data, size_t bytes)
-{
+void sha256_add(struct sha256 *s, const void *data, size_t bytes) {
     const uint8_t *p = data;
     while (bytes > 0) {
         size_t at = s->bytes % 64, n = 64 - at < bytes ? 64 - at : bytes;
@@ -69,8 +64,7 @@ void sha256_add(struct sha256 *s, const void *data, size_t bytes)
     }
 }
 
-void sha256_end(struct sha256 *s, char hex[65])
-{
+void sha256_end(struct sha256 *s, char hex[65]) {
     uint64_t n_bits = s->bytes * 8;
     static const uint8_t padding[64] = {0x80};
     sha256_add(s, padding, 1 + (119 - s->bytes % 64) % 64);

@@ -12,8 +12,7 @@
 #include "json.h"
 
 /* Philox4x32-10 answers published with the paper's library (zeros, ones, digits of pi). */
-static void test_philox_known_answers(void **state)
-{
+static void test_philox_known_answers(void **state) {
     (void)state;
     static const struct {
         struct rng_key key;
@@ -33,8 +32,7 @@ static void test_philox_known_answers(void **state)
 }
 
 /* The packing of tensor-parallel sections 7 and 12, spelled out a second time. */
-static void test_rng_packing(void **state)
-{
+static void test_rng_packing(void **state) {
     (void)state;
     struct rng_key run = rng_run_key(0x0123456789abcdef);
     assert_int_equal(run.k[0], 0x89abcdef);
@@ -59,8 +57,7 @@ static void test_rng_packing(void **state)
     assert_int_equal(rng_drop_word(sub, 102, 11, 12, 13), w[2]);
 }
 
-static void test_rng_moments(void **state)
-{
+static void test_rng_moments(void **state) {
     (void)state;
     struct rng_key sub = rng_init_key(rng_run_key(1234), "moments");
     const int n = 200000;
@@ -74,8 +71,7 @@ static void test_rng_moments(void **state)
     assert_true(fabs(uniform1) <= 0.01 && fabs(uniform2 - 1.0 / 3) <= 0.01);
 }
 
-static void test_rng_permutation(void **state)
-{
+static void test_rng_permutation(void **state) {
     (void)state;
     enum { N = 997 };
     int64_t a[N], b[N], seen[N] = {0}, count[6] = {0};
@@ -94,8 +90,7 @@ static void test_rng_permutation(void **state)
     for (int i = 0; i < 6; i++) assert_true(count[i] > 850 && count[i] < 1150);
 }
 
-static void test_checksums(void **state)
-{
+static void test_checksums(void **state) {
     (void)state;
     assert_int_equal(crc32c(0, "123456789", 9), 0xE3069283);
     assert_int_equal(crc32c(crc32c(0, "1234", 4), "56789", 5), 0xE3069283);
@@ -126,8 +121,7 @@ static void test_checksums(void **state)
     assert_string_equal(hex, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
 }
 
-static void test_parse(void **state)
-{
+static void test_parse(void **state) {
     (void)state;
     int64_t i = 0;
     double r = 0;
@@ -135,16 +129,16 @@ static void test_parse(void **state)
     assert_true(parse_int64("010", &i) && i == 10);
     assert_true(parse_int64("-9223372036854775808", &i) && i == INT64_MIN);
     assert_true(parse_int64("9223372036854775807", &i) && i == INT64_MAX);
-    static const char *const no_int[] = {"",    "12abc", "1e3", " 1", "1 ",  "+8", "8.0",
-                                         "0x1", "-",     "--1", "99999999999999999999"};
+    static const char *const no_int[] = {
+        "", "12abc", "1e3", " 1", "1 ", "+8", "8.0", "0x1", "-", "--1", "99999999999999999999"};
     for (size_t k = 0; k < sizeof no_int / sizeof *no_int; k++)
         assert_false(parse_int64(no_int[k], &i));
     assert_true(parse_real("1e-4", &r) && r == 1e-4);
     assert_true(parse_real(".5", &r) && r == 0.5);
     assert_true(parse_real("-3.", &r) && r == -3);
     assert_true(parse_real("010", &r) && r == 10);
-    static const char *const no_real[] = {"",  "nan", "inf", "0x1p3", "1e", "1e999", "1e-4x",
-                                          ".", "1,5", " 1",  "1e-999"};
+    static const char *const no_real[] = {"",      "nan", "inf", "0x1p3", "1e",    "1e999",
+                                          "1e-4x", ".",   "1,5", " 1",    "1e-999"};
     for (size_t k = 0; k < sizeof no_real / sizeof *no_real; k++)
         assert_false(parse_real(no_real[k], &r));
     assert_true(parse_bool("Yes", &b) && b);
@@ -153,8 +147,7 @@ static void test_parse(void **state)
     assert_false(parse_bool("2", &b) || parse_bool("", &b) || parse_bool("0x10", &b));
 }
 
-static void test_arena(void **state)
-{
+static void test_arena(void **state) {
     (void)state;
     char *block = aligned_alloc(ARENA_ALIGN, 4096);
     struct arena real, measure;
@@ -177,8 +170,7 @@ static void test_arena(void **state)
 }
 
 /* Ends a child by overrunning an arena; the exit code and the sentence must arrive. */
-static void test_check_ends_the_job(void **state)
-{
+static void test_check_ends_the_job(void **state) {
     (void)state;
     int pipe_fd[2];
     assert_int_equal(pipe(pipe_fd), 0);
@@ -203,19 +195,16 @@ static void test_check_ends_the_job(void **state)
     close(pipe_fd[1]);
 }
 
-static int fails(void)
-{
+static int fails(void) {
     return error_raise(EXIT_IO, "disk %d is full\nerror: forged", 3);
 }
 
-static int fails_above(void)
-{
+static int fails_above(void) {
     TRY(fails());
     return 0;
 }
 
-static void test_error_trace(void **state)
-{
+static void test_error_trace(void **state) {
     (void)state;
     error_clear();
     assert_string_equal(error_text(), "");
@@ -224,15 +213,14 @@ static void test_error_trace(void **state)
     assert_int_equal(error_raise(EXIT_USAGE, "second"), EXIT_USAGE);
     assert_int_equal(error_count(), 2);
     assert_int_equal(error_code(), EXIT_IO);
-    assert_string_equal(error_text(),
-                        "disk 3 is full error: forged, while writing x\nsecond");
+    assert_string_equal(error_text(), "disk 3 is full error: forged, while writing x\nsecond");
     char *printed;
     size_t bytes;
     FILE *f = open_memstream(&printed, &bytes);
     error_print(f);
     fclose(f);
-    assert_string_equal(
-        printed, "error: disk 3 is full error: forged, while writing x\nerror: second\n");
+    assert_string_equal(printed,
+                        "error: disk 3 is full error: forged, while writing x\nerror: second\n");
     free(printed);
     for (int i = 0; i < 100000; i++) error_raise(EXIT_IO, "many");
     assert_int_equal(error_count(), 100002);
@@ -240,8 +228,7 @@ static void test_error_trace(void **state)
     assert_int_equal(error_code(), 0);
 }
 
-static void test_files(void **state)
-{
+static void test_files(void **state) {
     (void)state;
     char dir[] = "/tmp/strata_base_XXXXXX";
     assert_non_null(mkdtemp(dir));
@@ -273,15 +260,13 @@ static void test_files(void **state)
     free(file);
 }
 
-static struct json *read_json(const char *text)
-{
+static struct json *read_json(const char *text) {
     struct json *root = NULL;
     error_clear();
     return json_read_text("text", text, strlen(text), &root) == 0 ? root : NULL;
 }
 
-static void test_json_reads_and_writes(void **state)
-{
+static void test_json_reads_and_writes(void **state) {
     (void)state;
     struct json *o = json_new_object(), *a = json_new_array();
     json_append(a, json_new_integer(-5));
@@ -316,17 +301,16 @@ static void test_json_reads_and_writes(void **state)
     free(text);
 }
 
-static void test_json_refuses(void **state)
-{
+static void test_json_refuses(void **state) {
     (void)state;
     char deep[200];
     memset(deep, '[', 65);
     memset(deep + 65, ']', 65);
     deep[130] = '\0';
-    const char *bad[] = {"",     "{",        "[1,]",       "{\"a\":1,\"a\":2}",      deep,
-                         "NaN",  "[1] x",    "'a'",        "\"\xc0\xaf\"",           "\"\\ud800\"",
-                         "01",   "[1e999]",  "\"\x80\"",   "\xef\xbb\xbf[]",         "\"\t\"",
-                         "[\"", "{1:2}",     "[--1]",      "[99999999999999999999]", "\"\\u0000\""};
+    const char *bad[] = {"",    "{",       "[1,]",     "{\"a\":1,\"a\":2}",      deep,
+                         "NaN", "[1] x",   "'a'",      "\"\xc0\xaf\"",           "\"\\ud800\"",
+                         "01",  "[1e999]", "\"\x80\"", "\xef\xbb\xbf[]",         "\"\t\"",
+                         "[\"", "{1:2}",   "[--1]",    "[99999999999999999999]", "\"\\u0000\""};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_null(read_json(bad[i]));
         assert_int_equal(error_code(), EXIT_BAD_DATA);
@@ -343,15 +327,20 @@ static void test_json_refuses(void **state)
     error_clear();
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_philox_known_answers), cmocka_unit_test(test_rng_packing),
-        cmocka_unit_test(test_rng_moments),          cmocka_unit_test(test_rng_permutation),
-        cmocka_unit_test(test_checksums),            cmocka_unit_test(test_parse),
-        cmocka_unit_test(test_arena),                cmocka_unit_test(test_check_ends_the_job),
-        cmocka_unit_test(test_error_trace),          cmocka_unit_test(test_files),
-        cmocka_unit_test(test_json_reads_and_writes), cmocka_unit_test(test_json_refuses),
+        cmocka_unit_test(test_philox_known_answers),
+        cmocka_unit_test(test_rng_packing),
+        cmocka_unit_test(test_rng_moments),
+        cmocka_unit_test(test_rng_permutation),
+        cmocka_unit_test(test_checksums),
+        cmocka_unit_test(test_parse),
+        cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_check_ends_the_job),
+        cmocka_unit_test(test_error_trace),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_json_reads_and_writes),
+        cmocka_unit_test(test_json_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -281,11 +281,11 @@ static void test_grid(int tensor, int pipeline, bool mapping) {
         group_reserve(&grid->group[id], &backend, 8 << 20);
     }
     free(big.data);
-    snprintf(how, sizeof how, "T %d P %d%s", tensor, pipeline, mapping ? " mapped" : "");
     for (int small = 0; small < 2; small++) {
+        snprintf(how, sizeof how, "T %d P %d%s%s", tensor, pipeline, mapping ? " mapped" : "",
+                 small ? " small parts" : "");
+        if (small) make_small(grid);
         for (int id = 0; id < GROUP_COUNT; id++) test_group(grid, (enum group_id)id, how);
-        strcat(how, " small parts");
-        make_small(grid);
     }
     grid_destroy(grid);
 }

@@ -25,7 +25,8 @@ extern "C" int sp_create(const char *data, size_t bytes, struct sp_model **out, 
 {
     try {
         auto model = std::make_unique<sp_model>();
-        const auto status = model->processor.LoadFromSerializedProto(absl::string_view(data, bytes));
+        const absl::string_view file(data, bytes);
+        const auto status = model->processor.LoadFromSerializedProto(file);
         if (!status.ok()) {
             set_message(message, message_bytes, status.error_message());
             return -1;

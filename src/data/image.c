@@ -1,0 +1,129 @@
+/* From RGB to the vision tower's input: pad, resize, centre crop, normalise by table. */
+#include <string.h>
+
+#include "image_impl.h"
+
+void image_pipeline_init(struct image_pipeline *p, const struct data_settings *s)
+{
+    *p = (struct image_pipeline){.img_h = s->img_h, .img_w = s->img_w, .aspect = s->aspect};
+    p->background.composite = s->composite;
+    for (int c = 0; c < 3; c++) {
+        p->background.rgb[c] = s->background[c];
+        double fill = 255.0 * s->mean[c]; /* truncated, as LLaVA's int(255 * mean) */
+        p->fill[c] = (uint8_t)(fill < 0 ? 0 : fill > 255 ? 255 : fill);
+        for (int u = 0; u < 256; u++) {
+            float f = (float)((double)u * (1 / 255.));
+            p->table[c][u] = (f - (float)s->mean[c]) / (float)s->std[c];
+        }
+    }
+}
+
+/* The smallest canvas of the target's aspect that holds the image. */
+static void canvas_size(const struct image_pipeline *p, int width, int height, int *canvas_width,
+                        int *canvas_height)
+{
+    int64_t w = width, h = height;
+    if (w * p->img_h > h * p->img_w) h = w * p->img_h / p->img_w;
+    else w = h * p->img_w / p->img_h;
+    *canvas_width = (int)(w < width ? width : w);
+    *canvas_height = (int)(h < height ? height : h);
+}
+
+static int check_canvas(const struct image_pipeline *p, struct image_scratch *s,
+                        const struct image *im)
+{
+    int width, height;
+    if (p->aspect != ASPECT_PAD) return 0;
+    canvas_size(p, im->width, im->height, &width, &height);
+    if ((int64_t)width * height <= IMAGE_PIXELS_MAX) return 0;
+    return image_fail(s, EXIT_BAD_DATA,
+                      "is %d x %d pixels: padded to the target's aspect it would have more than "
+                      "the %lld allowed", im->width, im->height, (long long)IMAGE_PIXELS_MAX);
+}
+
+static void pad(const struct image_pipeline *p, struct image_scratch *s, struct image *im)
+{
+    int width, height;
+    canvas_size(p, im->width, im->height, &width, &height);
+    if (width == im->width && height == im->height) return;
+    uint8_t *out = buffer_reserve(&s->canvas, (size_t)width * (size_t)height * 3);
+    for (size_t i = 0; i < (size_t)width * (size_t)height; i++) memcpy(out + 3 * i, p->fill, 3);
+    size_t left = (size_t)((width - im->width) / 2), top = (size_t)((height - im->height) / 2);
+    for (size_t y = 0; y < (size_t)im->height; y++)
+        memcpy(out + 3 * ((top + y) * (size_t)width + left),
+               im->rgb + 3 * y * (size_t)im->width, 3 * (size_t)im->width);
+    im->rgb = out;
+    im->width = width;
+    im->height = height;
+}
+
+/* The edge that is short for the target's aspect becomes the target's, the other follows,
+ * truncated; then the middle is cut out. */
+static struct image_window window_of(const struct image_pipeline *p, const struct image *im)
+{
+    struct image_window w = {.width = p->img_w, .height = p->img_h};
+    int64_t width = im->width, height = im->height;
+    if (width * p->img_h <= height * p->img_w) {
+        w.full_width = p->img_w;
+        w.full_height = (int)((double)(p->img_w * height) / (double)width);
+    } else {
+        w.full_height = p->img_h;
+        w.full_width = (int)((double)(p->img_h * width) / (double)height);
+    }
+    if (w.full_width < w.width) w.full_width = w.width;
+    if (w.full_height < w.height) w.full_height = w.height;
+    w.left = (w.full_width - w.width) / 2;
+    w.top = (w.full_height - w.height) / 2;
+    return w;
+}
+
+void image_transform(const struct image_pipeline *p, struct image_scratch *s,
+                     const struct image *in, float *out)
+{
+    struct image im = *in;
+    if (p->aspect == ASPECT_PAD) pad(p, s, &im);
+    struct image_window w = window_of(p, &im);
+    size_t stride, plane = (size_t)p->img_h * (size_t)p->img_w;
+    const uint8_t *rgb = image_resize(s, &im, &w, &stride);
+    for (size_t y = 0; y < (size_t)p->img_h; y++)
+        for (size_t x = 0; x < (size_t)p->img_w; x++)
+            for (size_t c = 0; c < 3; c++)
+                out[c * plane + y * (size_t)p->img_w + x] =
+                    p->table[c][rgb[y * stride + 3 * x + c]];
+}
+
+int image_load(const struct image_pipeline *p, const char *folder, const char *name,
+               struct image_scratch *s, struct image *info, float *out)
+{
+    size_t bytes;
+    TRY(image_read_file(folder, name, s, &bytes));
+    TRY(image_decode(s, bytes, &p->background, info));
+    TRY(check_canvas(p, s, info));
+    if (out != NULL) image_transform(p, s, info, out);
+    return 0;
+}
+
+void image_limits_add(const struct image_pipeline *p, struct image_limits *l, int width,
+                      int height, size_t file_bytes)
+{
+    int w = width, h = height;
+    int64_t pixels = (int64_t)w * h;
+    if (p->aspect == ASPECT_PAD) canvas_size(p, width, height, &w, &h);
+    int64_t padded = (int64_t)w * h;
+    if (w > l->width) l->width = w;
+    if (h > l->height) l->height = h;
+    if (pixels > l->pixels) l->pixels = pixels;
+    if (padded > l->padded_pixels) l->padded_pixels = padded;
+    if (file_bytes > l->file_bytes) l->file_bytes = file_bytes;
+}
+
+void image_scratch_reserve(const struct image_pipeline *p, struct image_scratch *s,
+                           const struct image_limits *l)
+{
+    if (l->pixels == 0) return;
+    buffer_reserve(&s->file, l->file_bytes + 1);
+    buffer_reserve(&s->raw, 4 * (size_t)l->pixels);
+    buffer_reserve(&s->rgb, 3 * (size_t)l->pixels);
+    if (p->aspect == ASPECT_PAD) buffer_reserve(&s->canvas, 3 * (size_t)l->padded_pixels);
+    image_resize_reserve(s, l->width, l->height, p->img_w, p->img_h);
+}

@@ -1,0 +1,90 @@
+/* Inside data: image files -> 8-bit RGB -> normalised planar floats. These functions do not touch
+ * the error trace: they return an exit code and leave the sentence's middle in `why`, so that many
+ * threads may run them and the caller names the file. */
+#ifndef STRATA_DATA_IMAGE_IMPL_H
+#define STRATA_DATA_IMAGE_IMPL_H
+
+#include "data.h"
+
+/* Caps on what a file may ask for. */
+#define IMAGE_SIDE_MAX 32768
+#define IMAGE_PIXELS_MAX ((int64_t)1 << 27)
+#define IMAGE_FILE_BYTES_MAX ((size_t)512 << 20)
+#define IMAGE_CHUNK_BYTES_MAX (8 << 20)  /* one PNG chunk of text, profile, ... */
+#define IMAGE_JPEG_SCANS_MAX 500
+#define IMAGE_JPEG_MEMORY_MAX (1L << 30)
+#define IMAGE_WHY_BYTES 256
+
+struct buffer {
+    void *data;
+    size_t bytes;
+};
+void *buffer_reserve(struct buffer *b, size_t bytes); /* grows, never shrinks; b->data */
+
+/* Working memory of one decoding thread. */
+struct image_scratch {
+    struct buffer file, raw, rgb, canvas, rows, resized, weights, row_weights;
+    char why[IMAGE_WHY_BYTES];
+};
+void image_scratch_free(struct image_scratch *s);
+
+struct image {
+    uint8_t *rgb; /* [height][width][3], in the scratch */
+    int width, height;
+    size_t file_bytes;
+};
+struct image_background {
+    bool composite; /* else alpha is dropped */
+    uint8_t rgb[3];
+};
+
+int image_fail(struct image_scratch *s, int exit_code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+int image_check_size(struct image_scratch *s, int64_t width, int64_t height);
+
+/* Opens `name` below the folder, one path component after the other; no "..", no absolute path, no
+ * symbolic link below the folder, regular files only. folder NULL: name is any path. */
+int image_read_file(const char *folder, const char *name, struct image_scratch *s, size_t *bytes);
+/* Decodes the first `bytes` bytes of s->file. The format is what the first bytes say. */
+int image_decode(struct image_scratch *s, size_t bytes, const struct image_background *background,
+                 struct image *out);
+int image_decode_png(struct image_scratch *s, size_t bytes,
+                     const struct image_background *background, struct image *out);
+int image_decode_jpeg(struct image_scratch *s, size_t bytes, struct image *out);
+
+/* Window [left, left+width) x [top, top+height) of the image as it would be at full_width x
+ * full_height. Rows of the result lie *stride bytes apart, in the scratch or in the image. */
+struct image_window {
+    int full_width, full_height, left, top, width, height;
+};
+const uint8_t *image_resize(struct image_scratch *s, const struct image *in,
+                            const struct image_window *w, size_t *stride);
+void image_resize_reserve(struct image_scratch *s, int max_width, int max_height, int img_w,
+                          int img_h);
+
+/* The way from RGB to the model's input, with its tables made once. */
+struct image_pipeline {
+    int img_h, img_w;
+    enum data_aspect aspect;
+    struct image_background background;
+    uint8_t fill[3];
+    float table[3][256];
+};
+void image_pipeline_init(struct image_pipeline *p, const struct data_settings *s);
+/* out[3][img_h][img_w] */
+void image_transform(const struct image_pipeline *p, struct image_scratch *s,
+                     const struct image *in, float *out);
+int image_load(const struct image_pipeline *p, const char *folder, const char *name,
+               struct image_scratch *s, struct image *info, float *out);
+/* Memory for the images of a set, so that decoding allocates nothing itself. */
+struct image_limits {
+    int width, height;
+    int64_t pixels, padded_pixels;
+    size_t file_bytes;
+};
+void image_limits_add(const struct image_pipeline *p, struct image_limits *l, int width,
+                      int height, size_t file_bytes);
+void image_scratch_reserve(const struct image_pipeline *p, struct image_scratch *s,
+                           const struct image_limits *l);
+
+#endif

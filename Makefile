@@ -121,11 +121,13 @@ check-long: deps ## the same with the long variants of the tests
 	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
 	@STRATA_LONG=1 SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD)
 lint: ## style and structure: tests/lint, clang-format 14 and clang-tidy 14
-	@tests/run.sh --build $(BUILD) --require-clang tests/lint/*.sh
-	@if command -v clang-tidy-14 >/dev/null; then \
-	  clang-tidy-14 --quiet $(wildcard src/*/*.c) -- -std=c11 $(CPPFLAGS) \
-	    $$(pkg-config --cflags hdf5-openmpi jansson libpng libjpeg openblas ompi-c); \
-	else echo "clang-tidy-14 is not installed: run make deps-lint" >&2; exit 1; fi
+	@tests/run.sh --build $(BUILD) --require-clang tests/lint/*.sh; found=$$?; \
+	if ! command -v clang-tidy-14 >/dev/null; then \
+	  echo "clang-tidy-14 is not installed: run make deps-lint" >&2; exit 1; fi; \
+	flags="$(CPPFLAGS) $$(pkg-config --cflags hdf5-openmpi jansson libpng libjpeg openblas ompi-c)"; \
+	printf '%s\n' $(wildcard src/*/*.c src/backend/*/*.c) | \
+	  xargs -P 2 -n 4 sh -c 'clang-tidy-14 --quiet "$$@" -- -std=c11 -DSTRATA_REAL=32 '"$$flags" sh 2>/dev/null || found=1; \
+	exit $$found
 format: ## rewrite all C files with clang-format 14
 	clang-format-14 -i $$(git ls-files 'include/*.h' 'src/*.[ch]' 'src/*.cc' 'tests/*.[ch]')
 doc: $(BUILD)/strata ## write doc/job-file.md from the table of keys

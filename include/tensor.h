@@ -4,7 +4,16 @@
 
 #include "base.h"
 
-enum dtype { DTYPE_F32, DTYPE_F64, DTYPE_BF16, DTYPE_F16, DTYPE_I32, DTYPE_I64, DTYPE_U8, DTYPE_COUNT };
+enum dtype {
+    DTYPE_F32,
+    DTYPE_F64,
+    DTYPE_BF16,
+    DTYPE_F16,
+    DTYPE_I32,
+    DTYPE_I64,
+    DTYPE_U8,
+    DTYPE_COUNT
+};
 size_t dtype_size(enum dtype t);
 const char *dtype_name(enum dtype t); /* "fp32", "fp64", "bf16", "fp16", "int32", ... */
 
@@ -45,7 +54,7 @@ int64_t cut_size(const struct cut *c); /* sum of the blocks */
 int cut_check(const struct cut *c, int p, const char *what);
 struct cut_part {
     int n_blocks;
-    int64_t total;                 /* local indices */
+    int64_t total;                  /* local indices */
     int64_t global[CUT_BLOCKS_MAX]; /* first global index of each block's range */
     int64_t local[CUT_BLOCKS_MAX];  /* first local index of it */
     int64_t count[CUT_BLOCKS_MAX];

@@ -87,7 +87,7 @@ static bool adjoint_rows(const struct group *g, enum dtype dtype, int64_t rows, 
     bool good = close_sums(g, dot(&full, &y), true, dot(&x, &part), true);
     struct tensor z = tensor_filled(rows, 5, dtype, 7, 0); /* replicated */
     struct tensor z_mine = tensor_rows(z, first, mine), at = tensor_rows(full, first, mine);
-    good = good && close_sums(g, dot(&full, &z), false, dot(&x, &z_mine), true);
+    good = close_sums(g, dot(&full, &z), false, dot(&x, &z_mine), true) && good;
     good = good && same_bits(&at, &x);
     /* sum in rank order, whoever owns the rows */
     serial_sum(&full, 6, g->size);
@@ -168,8 +168,8 @@ static bool host_values(const struct group *g) {
         comm_broadcast(g, text, sizeof text, root);
         for (int i = 0; i < 1001; i++) good = good && text[i] == (char)(i + root);
     }
-    good = good && comm_vote(g, 0) == 0;
-    good = good && comm_vote(g, g->rank == g->size - 1 ? 65 : 0) == 65;
+    good = comm_vote(g, 0) == 0 && good;
+    good = comm_vote(g, g->rank == g->size - 1 ? 65 : 0) == 65 && good;
     comm_barrier(g);
     free(v), free(expect.data);
     return good;

@@ -1,6 +1,6 @@
 /* The grid and messages along the pipeline: coordinates of both orders, refusals, both directions
  * between two stages, empty messages, parts, wrong sizes, order, counters, limits of a wait.
- * With an argument it runs into a time-out on purpose, for tests/cli/test_comm_timeout.sh. */
+ * With an argument it fails on purpose, for tests/cli/test_comm_timeout.sh. */
 /* ranks: 1 2 3 4 6 8 */
 #include <unistd.h>
 
@@ -136,9 +136,9 @@ static bool exchange_both(const struct grid *grid, size_t bytes) {
     }
     bool good = true;
     for (int d = 0; d < 2; d++) {
-        good = good && comm_wait(grid, &recv[d], NULL, NULL) == bytes && comm_test(&recv[d]);
+        good = comm_wait(grid, &recv[d], NULL, NULL) == bytes && comm_test(&recv[d]) && good;
         good = good && filled(in[d], bytes, 3 * d + peer);
-        good = good && comm_wait(grid, &send[d], NULL, NULL) == bytes && !send[d].active;
+        good = comm_wait(grid, &send[d], NULL, NULL) == bytes && !send[d].active && good;
     }
     for (int d = 0; d < 2; d++) free(out[d]), free(in[d]);
     return good;
@@ -236,11 +236,7 @@ static void describe(void *arg, char *text, size_t size) {
 }
 
 /* Rank 1 never comes. Rank 0 must end the job with EXIT_HANG and say what it waits for. */
-static void hang(const char *where) {
-    struct grid *grid;
-    bool collective = strcmp(where, "collective") == 0;
-    if (grid_create(collective ? 2 : 1, collective ? 1 : 2, false, 0.5 / 60, &grid) != 0)
-        error_exit();
+static void hang(const struct grid *grid, bool collective) {
     if (comm_world_rank() == 1) {
         sleep(20);
         return;
@@ -249,17 +245,50 @@ static void hang(const char *where) {
     int micro_batch = 3;
     char data[16];
     if (collective)
-        comm_barrier(grid_group(grid, GROUP_TP));
+        comm_barrier(grid_group(grid, GROUP_WORLD));
     else
         comm_recv_begin(grid, GRAD, 1, 9, data, sizeof data, sizeof data, &t);
     comm_wait(grid, &t, describe, &micro_batch);
 }
 
+/* A message that does not fit its buffer. */
+static void overrun(const struct grid *grid) {
+    char data[64] = "";
+    struct transfer t = {0};
+    if (comm_world_rank() == 0)
+        comm_send_begin(grid, ACT, 1, 4, data, 40, &t);
+    else
+        comm_recv_begin(grid, ACT, 0, 4, data, 30, 32, &t);
+    comm_wait(grid, &t, NULL, NULL);
+    comm_barrier(grid_group(grid, GROUP_WORLD));
+}
+
+/* Ranks that disagree about the size of a tensor; a call that nobody reserved workspace for. */
+static void misuse(const struct grid *grid, bool reserve) {
+    struct backend be = {.ops = &test_backend_ops};
+    const struct group *world = grid_group(grid, GROUP_WORLD);
+    struct tensor t = tensor_new(1, 100 + comm_world_rank(), DTYPE_F32);
+    if (reserve) group_reserve(world, &be, 1000);
+    comm_allreduce(world, &be, &t, REDUCE_SUM);
+    comm_barrier(world);
+}
+
+static void fault(const char *which) {
+    struct grid *grid;
+    if (grid_create(1, 2, false, 0.5 / 60, &grid) != 0) error_exit();
+    if (strcmp(which, "overrun") == 0)
+        overrun(grid);
+    else if (strcmp(which, "sizes") == 0 || strcmp(which, "unreserved") == 0)
+        misuse(grid, which[0] == 's');
+    else
+        hang(grid, strcmp(which, "collective") == 0);
+    comm_finalize();
+}
+
 int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
     if (argc > 1) {
-        hang(argv[1]);
-        comm_finalize();
+        fault(argv[1]);
         return 0;
     }
     struct grid *grid;

@@ -1,0 +1,50 @@
+/* The table of operations of one working type. */
+#include "real_impl.h"
+
+static const struct backend_ops ops = {
+    .name = "cpu",
+    .destroy = destroy_cpu,
+    .mem_alloc = mem_alloc_cpu,
+    .mem_free = mem_free_cpu,
+    .upload = upload_cpu,
+    .download = download_cpu,
+    .copy = copy_cpu,
+    .zero = zero_cpu,
+    .synchronize = synchronize_cpu,
+    .linear_forward = NAME(linear_forward),
+    .linear_dgrad = NAME(linear_dgrad),
+    .linear_wgrad = NAME(linear_wgrad),
+    .bias_grad = NAME(bias_grad),
+    .norm_forward = NAME(norm_forward),
+    .norm_backward = NAME(norm_backward),
+    .act_forward = NAME(act_forward),
+    .act_backward = NAME(act_backward),
+    .glu_forward = NAME(glu_forward),
+    .glu_backward = NAME(glu_backward),
+    .rope_table = NAME(rope_table),
+    .rope = NAME(rope),
+    .attention_forward = NAME(attention_forward),
+    .attention_backward = NAME(attention_backward),
+    .bias_dropout_add = NAME(bias_dropout_add),
+    .dropout_backward = NAME(dropout_backward),
+    .add = NAME(add),
+    .rows_gather = NAME(rows_gather),
+    .rows_scatter = NAME(rows_scatter),
+    .rows_scatter_add = NAME(rows_scatter_add),
+    .patchify = NAME(patchify),
+    .class_position_forward = NAME(class_position_forward),
+    .class_position_backward = NAME(class_position_backward),
+    .cross_entropy_max = NAME(cross_entropy_max),
+    .cross_entropy_sums = NAME(cross_entropy_sums),
+    .cross_entropy_finish = NAME(cross_entropy_finish),
+    .sum_f64 = sum_f64_cpu,
+    .sum_squares = NAME(sum_squares),
+    .scale = NAME(scale),
+    .convert = convert_cpu,
+    .adamw_step = NAME(adamw_step),
+    .sgd_step = NAME(sgd_step),
+};
+
+const struct backend_ops *NAME(backend_ops)(void) {
+    return &ops;
+}

@@ -1,0 +1,160 @@
+/* CPU backend: creation, memory, threads. */
+#include <cblas.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu_impl.h"
+
+/* ---- threads ------------------------------------------------------------------------------- */
+
+static int cores_available(void) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+    int n = CPU_COUNT(&set);
+    return n > 0 ? n : 1;
+}
+
+void cpu_parallel(struct backend *be, int64_t n, void (*body)(const void *ctx, int64_t i, int thread),
+                  const void *ctx) {
+    void (*progress)(void *) = be->progress;
+    if (n <= 1 || be->threads == 1) {
+        for (int64_t i = 0; i < n; i++) {
+            body(ctx, i, 0);
+            if (progress) progress(be->progress_arg);
+        }
+        return;
+    }
+#pragma omp parallel for num_threads(be->threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < n; i++) {
+        int thread = omp_get_thread_num();
+        body(ctx, i, thread);
+        if (progress && thread == 0) progress(be->progress_arg);
+    }
+}
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+void *mem_alloc_cpu(struct backend *be, size_t bytes) {
+    (void)be;
+    if (bytes > SIZE_MAX - ARENA_ALIGN) return NULL;
+    size_t whole = (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    return aligned_alloc(ARENA_ALIGN, whole ? whole : ARENA_ALIGN);
+}
+
+void mem_free_cpu(struct backend *be, void *p) {
+    (void)be;
+    free(p);
+}
+
+struct move {
+    char *to;
+    const char *from; /* NULL: zero */
+    size_t bytes;
+};
+#define MOVE_STEP ((size_t)1 << 18)
+
+static void move_body(const void *ctx, int64_t i, int thread) {
+    (void)thread;
+    const struct move *m = ctx;
+    size_t at = (size_t)i * MOVE_STEP;
+    size_t n = m->bytes - at < MOVE_STEP ? m->bytes - at : MOVE_STEP;
+    if (m->from)
+        memcpy(m->to + at, m->from + at, n);
+    else
+        memset(m->to + at, 0, n);
+}
+
+static void move(struct backend *be, void *to, const void *from, size_t bytes) {
+    struct move m = {to, from, bytes};
+    cpu_parallel(be, (int64_t)((bytes + MOVE_STEP - 1) / MOVE_STEP), move_body, &m);
+}
+
+void upload_cpu(struct backend *be, void *device, const void *host, size_t bytes) {
+    move(be, device, host, bytes);
+}
+void download_cpu(struct backend *be, void *host, const void *device, size_t bytes) {
+    move(be, host, device, bytes);
+}
+void copy_cpu(struct backend *be, void *to, const void *from, size_t bytes) {
+    move(be, to, from, bytes);
+}
+void zero_cpu(struct backend *be, void *p, size_t bytes) {
+    move(be, p, NULL, bytes);
+}
+void synchronize_cpu(struct backend *be) {
+    (void)be;
+}
+
+/* ---- OpenBLAS ------------------------------------------------------------------------------ */
+
+/* Entry points of OpenBLAS builds that choose their kernels at run time; absent in others. */
+extern void gotoblas_dynamic_init(void) __attribute__((weak));
+extern void gotoblas_dynamic_quit(void) __attribute__((weak));
+
+/* OpenBLAS up to 0.3.21 knows processors by their model number and gives one it has not met its AVX2
+ * kernels, even if it has AVX-512: half the speed on Zen 5. Ask for the AVX-512 kernels then, as
+ * the user could with OPENBLAS_CORETYPE; if that is set, it is respected. */
+static void openblas_choose_kernels(void) {
+#if defined(__x86_64__)
+    const char *core = openblas_get_corename();
+    bool avx2_only = !strcmp(core, "Haswell") || !strcmp(core, "Zen");
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512cd");
+    if (!avx2_only || !avx512 || getenv("OPENBLAS_CORETYPE") || !gotoblas_dynamic_init ||
+        !gotoblas_dynamic_quit)
+        return;
+    setenv("OPENBLAS_CORETYPE", "SkylakeX", 1);
+    gotoblas_dynamic_quit();
+    gotoblas_dynamic_init();
+    unsetenv("OPENBLAS_CORETYPE");
+#endif
+}
+
+/* ---- creation ------------------------------------------------------------------------------ */
+
+int backend_create_cpu(enum dtype dtype, int threads, int ranks_on_host, struct backend **be) {
+    *be = NULL;
+    if (dtype != DTYPE_F32 && dtype != DTYPE_F64)
+        return error_raise(EXIT_UNAVAILABLE,
+                           "the cpu device computes in fp32 or fp64, not in %s; "
+                           "set params_dtype = fp32 or use device = cuda",
+                           dtype_name(dtype));
+    if (threads < 0 || threads > 4096)
+        return error_raise(EXIT_USAGE, "cpu device: %d threads; allowed are 0 (one per core) to 4096",
+                           threads);
+    CHECK(ranks_on_host >= 1, "%d ranks on this host", ranks_on_host);
+    if (threads == 0) threads = cores_available() / ranks_on_host;
+    if (threads < 1) threads = 1;
+    const struct backend_ops *ops = dtype == DTYPE_F32 ? backend_ops_cpu32() : backend_ops_cpu64();
+    backend_check_table(ops);
+    /* Its own threads would divide sums by their number. */
+    openblas_choose_kernels();
+    openblas_set_num_threads(1);
+
+    struct cpu_state *state = xcalloc(1, sizeof *state);
+    struct backend *b = xcalloc(1, sizeof *b);
+    *b = (struct backend){.ops = ops, .dtype = dtype, .acc = dtype, .threads = threads,
+                          .state = state};
+    size_t size = dtype_size(dtype);
+    state->per_thread = mem_alloc_cpu(b, (size_t)threads * WORK_PER_THREAD * size);
+    state->columns = mem_alloc_cpu(b, WORK_COLUMNS * size);
+    if (!state->per_thread || !state->columns) {
+        destroy_cpu(b);
+        return error_raise(EXIT_UNAVAILABLE, "cpu device: no memory for the workspace of %d threads",
+                           threads);
+    }
+    *be = b;
+    return EXIT_OK;
+}
+
+void destroy_cpu(struct backend *be) {
+    struct cpu_state *state = be->state;
+    free(state->per_thread);
+    free(state->columns);
+    free(state);
+    free(be);
+}

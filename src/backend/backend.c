@@ -6,7 +6,8 @@
 void backend_check_table(const struct backend_ops *ops) {
     CHECK(ops && ops->name, "a backend table without a name");
     const char *bytes = (const char *)ops;
-    for (size_t at = offsetof(struct backend_ops, destroy); at < sizeof *ops; at += sizeof(void *)) {
+    for (size_t at = offsetof(struct backend_ops, destroy); at < sizeof *ops;
+         at += sizeof(void *)) {
         void (*entry)(void);
         memcpy(&entry, bytes + at, sizeof entry);
         CHECK(entry, "backend %s: entry %zu of the table of operations is missing", ops->name,

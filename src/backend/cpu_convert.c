@@ -22,7 +22,9 @@ static float bf16_to_float(uint16_t h) {
 #define CHUNK 512
 static void load_row(enum dtype type, const void *from, int64_t at, int64_t n, float *to) {
     switch (type) {
-    case DTYPE_F32: memcpy(to, (const float *)from + at, (size_t)n * sizeof *to); break;
+    case DTYPE_F32:
+        memcpy(to, (const float *)from + at, (size_t)n * sizeof *to);
+        break;
     case DTYPE_F64:
         for (int64_t i = 0; i < n; i++) to[i] = (float)((const double *)from)[at + i];
         break;
@@ -32,13 +34,16 @@ static void load_row(enum dtype type, const void *from, int64_t at, int64_t n, f
     case DTYPE_F16:
         for (int64_t i = 0; i < n; i++) to[i] = (float)((const _Float16 *)from)[at + i];
         break;
-    default: CHECK(false, "no conversion from %s", dtype_name(type));
+    default:
+        CHECK(false, "no conversion from %s", dtype_name(type));
     }
 }
 
 static void store_row(enum dtype type, const float *from, int64_t n, void *to, int64_t at) {
     switch (type) {
-    case DTYPE_F32: memcpy((float *)to + at, from, (size_t)n * sizeof *from); break;
+    case DTYPE_F32:
+        memcpy((float *)to + at, from, (size_t)n * sizeof *from);
+        break;
     case DTYPE_F64:
         for (int64_t i = 0; i < n; i++) ((double *)to)[at + i] = (double)from[i];
         break;
@@ -48,7 +53,8 @@ static void store_row(enum dtype type, const float *from, int64_t n, void *to, i
     case DTYPE_F16:
         for (int64_t i = 0; i < n; i++) ((_Float16 *)to)[at + i] = (_Float16)from[i];
         break;
-    default: CHECK(false, "no conversion to %s", dtype_name(type));
+    default:
+        CHECK(false, "no conversion to %s", dtype_name(type));
     }
 }
 
@@ -81,9 +87,8 @@ static void convert_body(const void *ctx, int64_t i, int thread) {
 }
 
 void convert_cpu(struct backend *be, const struct tensor *from, const struct tensor *to) {
-    CHECK(from->rows == to->rows && from->cols == to->cols,
-          "convert [%ld,%ld] to [%ld,%ld]", (long)from->rows, (long)from->cols, (long)to->rows,
-          (long)to->cols);
+    CHECK(from->rows == to->rows && from->cols == to->cols, "convert [%ld,%ld] to [%ld,%ld]",
+          (long)from->rows, (long)from->cols, (long)to->rows, (long)to->cols);
     struct conversion c = {from, to, tiles_elements(to->rows, to->cols)};
     cpu_parallel(be, c.tiles.n, convert_body, &c);
 }

@@ -17,8 +17,8 @@ static int cores_available(void) {
     return n > 0 ? n : 1;
 }
 
-void cpu_parallel(struct backend *be, int64_t n, void (*body)(const void *ctx, int64_t i, int thread),
-                  const void *ctx) {
+void cpu_parallel(struct backend *be, int64_t n,
+                  void (*body)(const void *ctx, int64_t i, int thread), const void *ctx) {
     void (*progress)(void *) = be->progress;
     if (n <= 1 || be->threads == 1) {
         for (int64_t i = 0; i < n; i++) {
@@ -94,8 +94,8 @@ void synchronize_cpu(struct backend *be) {
 extern void gotoblas_dynamic_init(void) __attribute__((weak));
 extern void gotoblas_dynamic_quit(void) __attribute__((weak));
 
-/* OpenBLAS up to 0.3.21 knows processors by their model number and gives one it has not met its AVX2
- * kernels, even if it has AVX-512: half the speed on Zen 5. Ask for the AVX-512 kernels then, as
+/* OpenBLAS up to 0.3.21 knows processors by their model numbers and gives one it has not met its
+ * AVX2 kernels even if it has AVX-512: half the speed on Zen 5. Ask for the AVX-512 kernels then, as
  * the user could with OPENBLAS_CORETYPE; if that is set, it is respected. */
 static void openblas_choose_kernels(void) {
 #if defined(__x86_64__)
@@ -124,8 +124,8 @@ int backend_create_cpu(enum dtype dtype, int threads, int ranks_on_host, struct 
                            "set params_dtype = fp32 or use device = cuda",
                            dtype_name(dtype));
     if (threads < 0 || threads > 4096)
-        return error_raise(EXIT_USAGE, "cpu device: %d threads; allowed are 0 (one per core) to 4096",
-                           threads);
+        return error_raise(EXIT_USAGE,
+                           "cpu device: %d threads; allowed are 0 (one per core) to 4096", threads);
     CHECK(ranks_on_host >= 1, "%d ranks on this host", ranks_on_host);
     if (threads == 0) threads = cores_available() / ranks_on_host;
     if (threads < 1) threads = 1;
@@ -137,15 +137,15 @@ int backend_create_cpu(enum dtype dtype, int threads, int ranks_on_host, struct 
 
     struct cpu_state *state = xcalloc(1, sizeof *state);
     struct backend *b = xcalloc(1, sizeof *b);
-    *b = (struct backend){.ops = ops, .dtype = dtype, .acc = dtype, .threads = threads,
-                          .state = state};
+    *b = (struct backend){
+        .ops = ops, .dtype = dtype, .acc = dtype, .threads = threads, .state = state};
     size_t size = dtype_size(dtype);
     state->per_thread = mem_alloc_cpu(b, (size_t)threads * WORK_PER_THREAD * size);
     state->columns = mem_alloc_cpu(b, WORK_COLUMNS * size);
     if (!state->per_thread || !state->columns) {
         destroy_cpu(b);
-        return error_raise(EXIT_UNAVAILABLE, "cpu device: no memory for the workspace of %d threads",
-                           threads);
+        return error_raise(EXIT_UNAVAILABLE,
+                           "cpu device: no memory for the workspace of %d threads", threads);
     }
     *be = b;
     return EXIT_OK;

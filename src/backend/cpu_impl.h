@@ -18,8 +18,8 @@ struct cpu_state {
 /* Runs body(ctx, i, thread) for i in [0, n) on the threads of the backend, in any order: the bodies
  * must write disjoint memory, and what body i computes must depend on i alone. The one place where
  * threads are made; between two bodies the main thread calls be->progress. */
-void cpu_parallel(struct backend *be, int64_t n, void (*body)(const void *ctx, int64_t i, int thread),
-                  const void *ctx);
+void cpu_parallel(struct backend *be, int64_t n,
+                  void (*body)(const void *ctx, int64_t i, int thread), const void *ctx);
 
 /* A matrix cut into tiles, by its shape alone. */
 struct tiles {

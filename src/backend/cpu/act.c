@@ -65,9 +65,12 @@ struct act {
 /* The loop once per kind, so that each becomes straight vector code. */
 #define ACT_SWITCH(kind, LOOP)                                                                     \
     switch (kind) {                                                                                \
-    case ACT_GELU: LOOP(gelu) break;                                                               \
-    case ACT_QUICK_GELU: LOOP(quick_gelu) break;                                                   \
-    case ACT_SILU: LOOP(silu) break;                                                               \
+    case ACT_GELU:                                                                                 \
+        LOOP(gelu) break;                                                                          \
+    case ACT_QUICK_GELU:                                                                           \
+        LOOP(quick_gelu) break;                                                                    \
+    case ACT_SILU:                                                                                 \
+        LOOP(silu) break;                                                                          \
     }
 
 static void act_forward_body(const void *ctx, int64_t i, int thread) {
@@ -77,7 +80,8 @@ static void act_forward_body(const void *ctx, int64_t i, int thread) {
     for (int64_t r = t.row; r < t.row_end; r++) {
         const real *x = row_of(p->x, r);
         real *y = row_of(p->out, r);
-#define LOOP(f) EACH(int64_t j = t.col; j < t.col_end; j++) y[j] = f(x[j]);
+#define LOOP(f)                                                                                    \
+    EACH (int64_t j = t.col; j < t.col_end; j++) y[j] = f(x[j]);
         ACT_SWITCH(p->kind, LOOP)
 #undef LOOP
     }
@@ -90,7 +94,8 @@ static void act_backward_body(const void *ctx, int64_t i, int thread) {
     for (int64_t r = t.row; r < t.row_end; r++) {
         const real *x = row_of(p->x, r), *dy = row_of(p->dy, r);
         real *dx = row_of(p->out, r);
-#define LOOP(f) EACH(int64_t j = t.col; j < t.col_end; j++) dx[j] = dy[j] * f##_slope(x[j]);
+#define LOOP(f)                                                                                    \
+    EACH (int64_t j = t.col; j < t.col_end; j++) dx[j] = dy[j] * f##_slope(x[j]);
         ACT_SWITCH(p->kind, LOOP)
 #undef LOOP
     }
@@ -103,7 +108,8 @@ static void glu_forward_body(const void *ctx, int64_t i, int thread) {
     for (int64_t r = t.row; r < t.row_end; r++) {
         const real *a = row_of(p->x, r), *b = a + p->out->cols;
         real *y = row_of(p->out, r);
-#define LOOP(f) EACH(int64_t j = t.col; j < t.col_end; j++) y[j] = f(a[j]) * b[j];
+#define LOOP(f)                                                                                    \
+    EACH (int64_t j = t.col; j < t.col_end; j++) y[j] = f(a[j]) * b[j];
         ACT_SWITCH(p->kind, LOOP)
 #undef LOOP
     }
@@ -118,7 +124,7 @@ static void glu_backward_body(const void *ctx, int64_t i, int thread) {
         const real *a = row_of(p->x, r), *b = a + f_cols, *dy = row_of(p->dy, r);
         real *da = row_of(p->out, r), *db = da + f_cols;
 #define LOOP(f)                                                                                    \
-    EACH(int64_t j = t.col; j < t.col_end; j++) {                                                  \
+    EACH (int64_t j = t.col; j < t.col_end; j++) {                                                 \
         real aj = a[j], bj = b[j], g = dy[j];                                                      \
         da[j] = g * bj * f##_slope(aj);                                                            \
         db[j] = g * f(aj);                                                                         \

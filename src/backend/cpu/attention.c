@@ -11,8 +11,8 @@ struct attention_run NAME(attention_begin)(struct backend *be, const struct atte
                                            const struct tensor *v, const struct tensor *o,
                                            const struct tensor *lse) {
     CHECK(a->kv_heads > 0 && a->heads % a->kv_heads == 0 && a->head_dim > 0,
-          "attention with %ld heads, %ld key/value heads of %ld", (long)a->heads,
-          (long)a->kv_heads, (long)a->head_dim);
+          "attention with %ld heads, %ld key/value heads of %ld", (long)a->heads, (long)a->kv_heads,
+          (long)a->head_dim);
     CHECK(a->scale > 0, "attention scale %g", a->scale);
     NEED(q, q->rows, a->heads * a->head_dim);
     NEED(k, q->rows, a->kv_heads * a->head_dim);
@@ -21,13 +21,17 @@ struct attention_run NAME(attention_begin)(struct backend *be, const struct atte
     NEED(lse, a->heads, q->rows);
     int64_t covered = a->n_segments > 0 ? a->cu[a->n_segments] - a->cu[0] : 0;
     CHECK(covered == q->rows, "the segments cover %ld of %ld rows", (long)covered, (long)q->rows);
-    return (struct attention_run){
-        .a = a, .q = q, .k = k, .v = v, .o = o, .lse = lse,
-        .q_blocks = block_count(a->max_segment, BLOCK_Q),
-        .scale = (real)a->scale,
-        .drop_below = drop_threshold(a->drop_prob),
-        .keep_factor = (real)(float)(1 / (1 - a->drop_prob)),
-        .work = ((struct cpu_state *)be->state)->per_thread};
+    return (struct attention_run){.a = a,
+                                  .q = q,
+                                  .k = k,
+                                  .v = v,
+                                  .o = o,
+                                  .lse = lse,
+                                  .q_blocks = block_count(a->max_segment, BLOCK_Q),
+                                  .scale = (real)a->scale,
+                                  .drop_below = drop_threshold(a->drop_prob),
+                                  .keep_factor = (real)(float)(1 / (1 - a->drop_prob)),
+                                  .work = ((struct cpu_state *)be->state)->per_thread};
 }
 
 /* One block of queries of one head. */
@@ -51,19 +55,19 @@ static void softmax_row(const struct attention_run *run, const struct query_bloc
     if (first >= end) return;
     real max = row_max(p + first, end - first, -(real)INFINITY) * scale;
     if (max < b->max[r]) max = b->max[r];
-    EACH(int64_t j = first; j < end; j++) p[j] = exp_real(p[j] * scale - max);
+    EACH (int64_t j = first; j < end; j++) p[j] = exp_real(p[j] * scale - max);
     real sum = row_sum(p + first, end - first);
     if (max != b->max[r]) {
         real shrink = exp_real(b->max[r] - max);
         real *o = row_of(run->o, b->s.first_row + i) + b->head * run->a->head_dim;
         b->sum[r] *= shrink;
-        EACH(int64_t j = 0; j < run->a->head_dim; j++) o[j] *= shrink;
+        EACH (int64_t j = 0; j < run->a->head_dim; j++) o[j] *= shrink;
         b->max[r] = max;
     }
     b->sum[r] += sum;
     if (run->a->drop_prob > 0) {
         keep_factors(run, &b->s, b->head, i, k0, n_k, b->keep);
-        EACH(int64_t j = first; j < end; j++) p[j] *= b->keep[j];
+        EACH (int64_t j = first; j < end; j++) p[j] *= b->keep[j];
     }
 }
 
@@ -72,7 +76,7 @@ static void finish_rows(const struct attention_run *run, const struct query_bloc
     for (int64_t r = 0; r < b->n; r++) {
         int64_t row = b->s.first_row + b->first + r;
         real *o = row_of(run->o, row) + b->head * d, factor = 1 / b->sum[r];
-        EACH(int64_t j = 0; j < d; j++) o[j] *= factor;
+        EACH (int64_t j = 0; j < d; j++) o[j] *= factor;
         row_of(run->lse, b->head)[row] = b->max[r] + (real)log((double)b->sum[r]);
     }
 }

@@ -29,14 +29,14 @@ static void gradient_row(const struct attention_run *run, const struct pair_bloc
     if (run->a->drop_prob > 0) {
         const real *keep = b->keep;
         keep_factors(run, &b->s, b->head, i, b->k0, b->n_k, b->keep);
-        EACH(int64_t j = first; j < end; j++) {
+        EACH (int64_t j = first; j < end; j++) {
             real e = exp_real(p[j] * scale - lse);
             ds[j] = scale * e * (ds[j] * keep[j] - delta);
             p[j] = e * keep[j];
         }
         return;
     }
-    EACH(int64_t j = first; j < end; j++) {
+    EACH (int64_t j = first; j < end; j++) {
         real e = exp_real(p[j] * scale - lse);
         ds[j] = scale * e * (ds[j] - delta);
         p[j] = e;
@@ -87,7 +87,8 @@ static void gradient_body(const void *ctx, int64_t i, int thread) {
     const struct attention_run *run = ctx;
     const struct attention *a = run->a;
     int64_t group = a->heads / a->kv_heads;
-    struct pair_block b = {.s = segment_at(a, i / a->kv_heads), .kv_head = i % a->kv_heads,
+    struct pair_block b = {.s = segment_at(a, i / a->kv_heads),
+                           .kv_head = i % a->kv_heads,
                            .p = run->work + thread * (int64_t)WORK_PER_THREAD};
     b.ds = b.p + BLOCK_Q * BLOCK_K;
     b.keep = b.ds + BLOCK_Q * BLOCK_K;

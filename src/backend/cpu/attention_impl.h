@@ -35,8 +35,8 @@ static inline int64_t block_step(int64_t n, int64_t block) {
 }
 
 static inline struct segment segment_at(const struct attention *a, int64_t index) {
-    struct segment s = {.index = index, .first_row = a->cu[index],
-                        .length = a->cu[index + 1] - a->cu[index]};
+    struct segment s = {
+        .index = index, .first_row = a->cu[index], .length = a->cu[index + 1] - a->cu[index]};
     CHECK(s.length >= 0 && s.length <= a->max_segment,
           "segment %ld has %ld rows; its table says at most %ld", (long)index, (long)s.length,
           (long)a->max_segment);
@@ -73,7 +73,7 @@ static inline void keep_factors(const struct attention_run *run, const struct se
     for (int64_t j = 0; j < n; j += DROP_BATCH) {
         drop_words(a->drop_key, (uint32_t)(k0 + j), (uint32_t)i, (uint32_t)a->drop_sample[s->index],
                    (uint32_t)(a->first_head + head), word);
-        EACH(int l = 0; l < DROP_BATCH; l++)
+        EACH (int l = 0; l < DROP_BATCH; l++)
             factor[j + l] = word[l] < run->drop_below ? 0 : run->keep_factor;
     }
 }

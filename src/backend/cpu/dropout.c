@@ -21,7 +21,7 @@ static void drop_piece(const struct fused_add *p, int64_t row, int64_t col, int6
                    (uint32_t)p->drop->sample[row], 0, word);
         real *piece = x + j;
         int64_t m = n - j < DROP_BATCH ? n - j : DROP_BATCH;
-        EACH(int64_t l = 0; l < m; l++) piece[l] = word[l] < below ? 0 : piece[l] * factor;
+        EACH (int64_t l = 0; l < m; l++) piece[l] = word[l] < below ? 0 : piece[l] * factor;
     }
 }
 
@@ -32,20 +32,20 @@ static void fused_piece(const struct fused_add *p, int64_t row, int64_t col, int
     const real *residual = p->residual ? row_of(p->residual, row) + col : NULL;
     real *y = row_of(p->y, row) + col;
     if (!p->drop && bias && residual) {
-        EACH(int64_t j = 0; j < n; j++) y[j] = residual[j] + (x[j] + bias[j]);
+        EACH (int64_t j = 0; j < n; j++) y[j] = residual[j] + (x[j] + bias[j]);
         return;
     }
     if (!p->drop && residual) {
-        EACH(int64_t j = 0; j < n; j++) y[j] = residual[j] + x[j];
+        EACH (int64_t j = 0; j < n; j++) y[j] = residual[j] + x[j];
         return;
     }
     if (bias)
-        EACH(int64_t j = 0; j < n; j++) piece[j] = x[j] + bias[j];
+        EACH (int64_t j = 0; j < n; j++) piece[j] = x[j] + bias[j];
     else
         memcpy(piece, x, (size_t)n * sizeof *x);
     if (p->drop) drop_piece(p, row, col, n, piece);
     if (residual)
-        EACH(int64_t j = 0; j < n; j++) y[j] = residual[j] + piece[j];
+        EACH (int64_t j = 0; j < n; j++) y[j] = residual[j] + piece[j];
     else
         memcpy(y, piece, (size_t)n * sizeof *y);
 }

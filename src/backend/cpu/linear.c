@@ -25,7 +25,7 @@ static void product_body(const void *ctx, int64_t i, int thread) {
     const real *bias = row_of(p->bias, 0) + t.col;
     for (int64_t r = t.row; r < t.row_end; r++) {
         real *y = row_of(p->c, r) + t.col;
-        EACH(int64_t j = 0; j < n; j++) y[j] += bias[j];
+        EACH (int64_t j = 0; j < n; j++) y[j] += bias[j];
     }
 }
 
@@ -56,8 +56,13 @@ void NAME(linear_forward)(struct backend *be, const struct tensor *x, const stru
     NEED(w, y->cols, x->cols);
     NEED(y, x->rows, w->rows);
     if (bias) NEED(bias, 1, w->rows);
-    struct product p = {.trans_a = CblasNoTrans, .trans_b = CblasTrans, .a = x, .b = w, .c = y,
-                        .bias = bias, .k = x->cols};
+    struct product p = {.trans_a = CblasNoTrans,
+                        .trans_b = CblasTrans,
+                        .a = x,
+                        .b = w,
+                        .c = y,
+                        .bias = bias,
+                        .k = x->cols};
     product_run(be, &p);
 }
 
@@ -66,8 +71,13 @@ void NAME(linear_dgrad)(struct backend *be, const struct tensor *dy, const struc
     NEED(dy, dx->rows, w->rows);
     NEED(w, dy->cols, dx->cols);
     NEED(dx, dy->rows, w->cols);
-    struct product p = {.trans_a = CblasNoTrans, .trans_b = CblasNoTrans, .a = dy, .b = w, .c = dx,
-                        .k = dy->cols, .beta = accumulate ? 1 : 0};
+    struct product p = {.trans_a = CblasNoTrans,
+                        .trans_b = CblasNoTrans,
+                        .a = dy,
+                        .b = w,
+                        .c = dx,
+                        .k = dy->cols,
+                        .beta = accumulate ? 1 : 0};
     product_run(be, &p);
 }
 
@@ -76,8 +86,13 @@ void NAME(linear_wgrad)(struct backend *be, const struct tensor *dy, const struc
     NEED(dy, x->rows, dw->rows);
     NEED(x, dy->rows, dw->cols);
     NEED(dw, dy->cols, x->cols);
-    struct product p = {.trans_a = CblasTrans, .trans_b = CblasNoTrans, .a = dy, .b = x, .c = dw,
-                        .k = x->rows, .beta = 1};
+    struct product p = {.trans_a = CblasTrans,
+                        .trans_b = CblasNoTrans,
+                        .a = dy,
+                        .b = x,
+                        .c = dw,
+                        .k = x->rows,
+                        .beta = 1};
     product_run(be, &p);
 }
 
@@ -97,9 +112,9 @@ static void bias_body(const void *ctx, int64_t i, int thread) {
     for (int64_t r = 0; r < s->dy->rows; r++) {
         const real *dy = row_of(s->dy, r) + t.col;
         if (n == BIAS_COLUMNS)
-            EACH(int64_t j = 0; j < BIAS_COLUMNS; j++) sum[j] += dy[j];
+            EACH (int64_t j = 0; j < BIAS_COLUMNS; j++) sum[j] += dy[j];
         else
-            EACH(int64_t j = 0; j < n; j++) sum[j] += dy[j];
+            EACH (int64_t j = 0; j < n; j++) sum[j] += dy[j];
     }
     for (int64_t j = 0; j < n; j++) db[j] += sum[j];
 }

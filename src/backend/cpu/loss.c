@@ -56,9 +56,9 @@ static void sums_row(const struct entropy *p, int64_t row) {
     for (int64_t c = 0; c < p->z->cols; c += PIECE) {
         const real *from = z + c;
         int64_t n = p->z->cols - c < PIECE ? p->z->cols - c : PIECE;
-        EACH(int64_t j = 0; j < n; j++) piece[j] = from[j] - max;
+        EACH (int64_t j = 0; j < n; j++) piece[j] = from[j] - max;
         differences += (double)row_sum(piece, n);
-        EACH(int64_t j = 0; j < n; j++) piece[j] = exp_real(piece[j]);
+        EACH (int64_t j = 0; j < n; j++) piece[j] = exp_real(piece[j]);
         exps += (double)row_sum(piece, n);
     }
     int64_t own = own_column(p, row);
@@ -73,8 +73,8 @@ void NAME(cross_entropy_sums)(struct backend *be, const struct cross_entropy *c,
     NEED(z, max->cols, z->cols);
     NEED(max, 1, z->rows);
     NEED(sums, z->rows, 3);
-    struct entropy p = {.c = c, .z = z, .max = max, .sums = sums, .target = target,
-                        .row = sums_row};
+    struct entropy p = {
+        .c = c, .z = z, .max = max, .sums = sums, .target = target, .row = sums_row};
     rows_run(be, &p);
 }
 
@@ -84,13 +84,13 @@ static void finish_row(const struct entropy *p, int64_t row) {
     real max = row_of(p->max, 0)[row];
     double a = c->smoothing, share = a / (double)c->vocab, log_sum = log((double)sums[0]);
     double lse = (double)max + log_sum;
-    ((double *)p->loss->data)[row] = log_sum - (1 - a) * (double)sums[1] - share * (double)sums[2] +
-                                     c->z_loss * lse * lse;
+    ((double *)p->loss->data)[row] =
+        log_sum - (1 - a) * (double)sums[1] - share * (double)sums[2] + c->z_loss * lse * lse;
     if (!p->gradient) return;
     real *z = row_of(p->z, row);
     real factor = (real)(c->scale * (1 + 2 * c->z_loss * lse) / (double)sums[0]);
     real less = (real)(c->scale * share);
-    EACH(int64_t j = 0; j < p->z->cols; j++) z[j] = factor * exp_real(z[j] - max) - less;
+    EACH (int64_t j = 0; j < p->z->cols; j++) z[j] = factor * exp_real(z[j] - max) - less;
     int64_t own = own_column(p, row);
     if (own >= 0) z[own] -= (real)(c->scale * (1 - a));
 }
@@ -105,7 +105,13 @@ void NAME(cross_entropy_finish)(struct backend *be, const struct cross_entropy *
     CHECK(loss->dtype == DTYPE_F64 && loss->rows == 1 && loss->cols == z->rows,
           "the row losses are %s [%ld,%ld]", dtype_name(loss->dtype), (long)loss->rows,
           (long)loss->cols);
-    struct entropy p = {.c = c, .z = z, .max = max, .sums = sums, .loss = loss, .target = target,
-                        .gradient = gradient, .row = finish_row};
+    struct entropy p = {.c = c,
+                        .z = z,
+                        .max = max,
+                        .sums = sums,
+                        .loss = loss,
+                        .target = target,
+                        .gradient = gradient,
+                        .row = finish_row};
     rows_run(be, &p);
 }

@@ -38,9 +38,9 @@ static void norm_body(const void *ctx, int64_t i, int thread) {
         row_stats(p, x, h, stats);
         real mean = stats[0], rstd = stats[1];
         if (p->kind == NORM_RMS)
-            EACH(int64_t j = 0; j < h; j++) y[j] = gamma[j] * (x[j] * rstd);
+            EACH (int64_t j = 0; j < h; j++) y[j] = gamma[j] * (x[j] * rstd);
         else
-            EACH(int64_t j = 0; j < h; j++) y[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
+            EACH (int64_t j = 0; j < h; j++) y[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
     }
 }
 
@@ -53,8 +53,14 @@ void NAME(norm_forward)(struct backend *be, enum norm_kind kind, double eps, con
     NEED(stats, x->rows, 2);
     CHECK((kind == NORM_LAYER) == (beta != NULL), "LayerNorm has a beta, RMSNorm has none");
     if (beta) NEED(beta, 1, x->cols);
-    struct norm p = {.kind = kind, .eps = eps, .x = x, .gamma = gamma, .beta = beta, .y = y,
-                     .stats = stats, .tiles = tiles_rows(x->rows, x->cols)};
+    struct norm p = {.kind = kind,
+                     .eps = eps,
+                     .x = x,
+                     .gamma = gamma,
+                     .beta = beta,
+                     .y = y,
+                     .stats = stats,
+                     .tiles = tiles_rows(x->rows, x->cols)};
     cpu_parallel(be, p.tiles.n, norm_body, &p);
 }
 
@@ -73,10 +79,10 @@ static void row_gradient(const struct norm *p, const real *x, const real *dy, co
     a /= (real)h;
     b /= (real)h;
     if (p->accumulate)
-        EACH(int64_t j = 0; j < h; j++)
+        EACH (int64_t j = 0; j < h; j++)
             dx[j] += rstd * (dy[j] * gamma[j] - a - (x[j] - mean) * rstd * b);
     else
-        EACH(int64_t j = 0; j < h; j++)
+        EACH (int64_t j = 0; j < h; j++)
             dx[j] = rstd * (dy[j] * gamma[j] - a - (x[j] - mean) * rstd * b);
 }
 
@@ -92,9 +98,9 @@ static void norm_gradient_body(const void *ctx, int64_t i, int thread) {
         const real *x = row_of(p->x, r), *dy = row_of(p->dy, r), *stats = row_of(p->stats, r);
         real mean = stats[0], rstd = stats[1];
         if (p->dgamma)
-            EACH(int64_t j = 0; j < h; j++) dgamma[j] += dy[j] * ((x[j] - mean) * rstd);
+            EACH (int64_t j = 0; j < h; j++) dgamma[j] += dy[j] * ((x[j] - mean) * rstd);
         if (p->dbeta)
-            EACH(int64_t j = 0; j < h; j++) dbeta[j] += dy[j];
+            EACH (int64_t j = 0; j < h; j++) dbeta[j] += dy[j];
         if (p->dx) row_gradient(p, x, dy, stats, row_of(p->dx, r));
     }
 }
@@ -107,7 +113,7 @@ static void add_blocks(const struct norm *p, const real *sums, const struct tens
         int64_t n = h - j < 128 ? h - j : 128;
         real total[128] = {0};
         for (int64_t b = 0; b < p->tiles.n; b++)
-            EACH(int64_t l = 0; l < n; l++) total[l] += sums[2 * b * h + j + l];
+            EACH (int64_t l = 0; l < n; l++) total[l] += sums[2 * b * h + j + l];
         for (int64_t l = 0; l < n; l++) out[j + l] += total[l];
     }
 }
@@ -133,8 +139,15 @@ void NAME(norm_backward)(struct backend *be, enum norm_kind kind, const struct t
     if (dgamma) NEED(dgamma, 1, x->cols);
     if (dbeta) NEED(dbeta, 1, x->cols);
     if (x->cols == 0) return;
-    struct norm p = {.kind = kind, .x = x, .gamma = gamma, .stats = stats, .dy = dy, .dx = dx,
-                     .dgamma = dgamma, .dbeta = dbeta, .accumulate = accumulate,
+    struct norm p = {.kind = kind,
+                     .x = x,
+                     .gamma = gamma,
+                     .stats = stats,
+                     .dy = dy,
+                     .dx = dx,
+                     .dgamma = dgamma,
+                     .dbeta = dbeta,
+                     .accumulate = accumulate,
                      .tiles = row_blocks(x->rows, x->cols),
                      .sums = ((struct cpu_state *)be->state)->columns};
     cpu_parallel(be, p.tiles.n, norm_gradient_body, &p);

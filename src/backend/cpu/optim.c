@@ -14,7 +14,7 @@ static void scale_body(const void *ctx, int64_t i, int thread) {
     real factor = p->factor;
     for (int64_t r = t.row; r < t.row_end; r++) {
         real *x = row_of(p->x, r);
-        EACH(int64_t j = t.col; j < t.col_end; j++) x[j] *= factor;
+        EACH (int64_t j = t.col; j < t.col_end; j++) x[j] *= factor;
     }
 }
 
@@ -42,10 +42,11 @@ static double tile_squares(const struct tensor *t, const struct tile *s) {
         const real *x = row_of(t, r);
         int64_t j = s->col;
         for (; j + 8 <= s->col_end; j += 8)
-            EACH(int l = 0; l < 8; l++) lane[l] += (double)x[j + l] * (double)x[j + l];
+            EACH (int l = 0; l < 8; l++) lane[l] += (double)x[j + l] * (double)x[j + l];
         for (int l = 0; j < s->col_end; j++, l++) lane[l] += (double)x[j] * (double)x[j];
     }
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
 static void squares_body(const void *ctx, int64_t part, int thread) {
@@ -99,7 +100,7 @@ static void adamw_body(const void *ctx, int64_t i, int thread) {
     real eps = (real)s->eps, factor = (real)s->grad_scale;
     real *w = p->master, *m = p->m, *v = p->v;
     const real *grad = p->g;
-    EACH(int64_t j = t.col; j < t.col_end; j++) {
+    EACH (int64_t j = t.col; j < t.col_end; j++) {
         real g = grad[j] * factor;
         real mj = b1 * m[j] + c1 * g, vj = b2 * v[j] + c2 * (g * g);
         m[j] = mj;
@@ -116,7 +117,12 @@ static void adamw_body(const void *ctx, int64_t i, int thread) {
 
 void NAME(adamw_step)(struct backend *be, const struct adamw *s, int64_t n, void *w, void *master,
                       const void *g, void *m, void *v) {
-    struct update p = {.adamw = s, .w = w, .master = master, .m = m, .v = v, .g = g,
+    struct update p = {.adamw = s,
+                       .w = w,
+                       .master = master,
+                       .m = m,
+                       .v = v,
+                       .g = g,
                        .tiles = tiles_elements(1, n)};
     cpu_parallel(be, p.tiles.n, adamw_body, &p);
 }
@@ -128,7 +134,7 @@ static void sgd_body(const void *ctx, int64_t i, int thread) {
     real lr = (real)p->lr, momentum = (real)p->momentum, decay = (real)p->weight_decay;
     real factor = (real)p->grad_scale, *w = p->master, *m = p->m;
     const real *grad = p->g;
-    EACH(int64_t j = t.col; j < t.col_end; j++) {
+    EACH (int64_t j = t.col; j < t.col_end; j++) {
         m[j] = momentum * m[j] + (grad[j] * factor + decay * w[j]);
         w[j] -= lr * m[j];
     }
@@ -137,8 +143,14 @@ static void sgd_body(const void *ctx, int64_t i, int thread) {
 
 void NAME(sgd_step)(struct backend *be, double lr, double momentum, double weight_decay,
                     double grad_scale, int64_t n, void *w, void *master, const void *g, void *m) {
-    struct update p = {.lr = lr, .momentum = momentum, .weight_decay = weight_decay,
-                       .grad_scale = grad_scale, .w = w, .master = master, .m = m, .g = g,
+    struct update p = {.lr = lr,
+                       .momentum = momentum,
+                       .weight_decay = weight_decay,
+                       .grad_scale = grad_scale,
+                       .w = w,
+                       .master = master,
+                       .m = m,
+                       .g = g,
                        .tiles = tiles_elements(1, n)};
     cpu_parallel(be, p.tiles.n, sgd_body, &p);
 }

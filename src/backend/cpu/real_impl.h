@@ -31,7 +31,8 @@ static inline real *row_of(const struct tensor *t, int64_t row) {
     return (real *)t->data + row * t->ld;
 }
 
-static inline void need_shape(const struct tensor *t, int64_t rows, int64_t cols, const char *what) {
+static inline void need_shape(const struct tensor *t, int64_t rows, int64_t cols,
+                              const char *what) {
     CHECK(t->dtype == REAL_DTYPE && t->rows == rows && t->cols == cols,
           "%s is %s [%ld,%ld] instead of %s [%ld,%ld]", what, dtype_name(t->dtype), (long)t->rows,
           (long)t->cols, dtype_name(REAL_DTYPE), (long)rows, (long)cols);
@@ -100,7 +101,7 @@ static inline real row_max(const real *x, int64_t n, real start) {
     for (int l = 0; l < 32; l++) v[l] = start;
     int64_t i = 0;
     for (; i + 32 <= n; i += 32)
-        EACH(int l = 0; l < 32; l++) v[l] = x[i + l] > v[l] ? x[i + l] : v[l];
+        EACH (int l = 0; l < 32; l++) v[l] = x[i + l] > v[l] ? x[i + l] : v[l];
     for (int l = 0; i < n; i++, l++) v[l] = x[i] > v[l] ? x[i] : v[l];
     for (int half = 16; half >= 1; half /= 2)
         for (int l = 0; l < half; l++) v[l] = v[l + half] > v[l] ? v[l + half] : v[l];
@@ -177,66 +178,67 @@ static inline double exp_real(double x) {
 }
 #endif
 
-/* ---- the operations (names as in backend.h, without those of cpu_impl.h) ---------------------- */
-
+/* ---- the operations: names as in backend.h ------------------------------------------------- */
 
 void NAME(linear_forward)(struct backend *, const struct tensor *, const struct tensor *,
-                        const struct tensor *, const struct tensor *);
+                          const struct tensor *, const struct tensor *);
 void NAME(linear_dgrad)(struct backend *, const struct tensor *, const struct tensor *,
-                      const struct tensor *, bool);
+                        const struct tensor *, bool);
 void NAME(linear_wgrad)(struct backend *, const struct tensor *, const struct tensor *,
-                      const struct tensor *);
+                        const struct tensor *);
 void NAME(bias_grad)(struct backend *, const struct tensor *, const struct tensor *);
 void NAME(norm_forward)(struct backend *, enum norm_kind, double, const struct tensor *,
-                      const struct tensor *, const struct tensor *, const struct tensor *,
-                      const struct tensor *);
+                        const struct tensor *, const struct tensor *, const struct tensor *,
+                        const struct tensor *);
 void NAME(norm_backward)(struct backend *, enum norm_kind, const struct tensor *,
-                       const struct tensor *, const struct tensor *, const struct tensor *,
-                       const struct tensor *, bool, const struct tensor *, const struct tensor *);
-void NAME(act_forward)(struct backend *, enum act_kind, const struct tensor *, const struct tensor *);
-void NAME(act_backward)(struct backend *, enum act_kind, const struct tensor *, const struct tensor *,
-                      const struct tensor *);
-void NAME(glu_forward)(struct backend *, enum act_kind, const struct tensor *, const struct tensor *);
-void NAME(glu_backward)(struct backend *, enum act_kind, const struct tensor *, const struct tensor *,
-                      const struct tensor *);
+                         const struct tensor *, const struct tensor *, const struct tensor *,
+                         const struct tensor *, bool, const struct tensor *, const struct tensor *);
+void NAME(act_forward)(struct backend *, enum act_kind, const struct tensor *,
+                       const struct tensor *);
+void NAME(act_backward)(struct backend *, enum act_kind, const struct tensor *,
+                        const struct tensor *, const struct tensor *);
+void NAME(glu_forward)(struct backend *, enum act_kind, const struct tensor *,
+                       const struct tensor *);
+void NAME(glu_backward)(struct backend *, enum act_kind, const struct tensor *,
+                        const struct tensor *, const struct tensor *);
 void NAME(rope_table)(struct backend *, double, const struct tensor *);
 void NAME(rope)(struct backend *, const struct tensor *, int64_t, int64_t, const struct tensor *,
-              const int32_t *, bool);
+                const int32_t *, bool);
 void NAME(attention_forward)(struct backend *, const struct attention *, const struct tensor *,
-                           const struct tensor *, const struct tensor *, const struct tensor *,
-                           const struct tensor *);
+                             const struct tensor *, const struct tensor *, const struct tensor *,
+                             const struct tensor *);
 void NAME(attention_backward)(struct backend *, const struct attention *, const struct tensor *,
-                            const struct tensor *, const struct tensor *, const struct tensor *,
-                            const struct tensor *, const struct tensor *, const struct tensor *,
-                            const struct tensor *, const struct tensor *, const struct tensor *);
+                              const struct tensor *, const struct tensor *, const struct tensor *,
+                              const struct tensor *, const struct tensor *, const struct tensor *,
+                              const struct tensor *, const struct tensor *, const struct tensor *);
 void NAME(bias_dropout_add)(struct backend *, const struct tensor *, const struct tensor *,
-                          const struct tensor *, const struct dropout *, const struct tensor *);
+                            const struct tensor *, const struct dropout *, const struct tensor *);
 void NAME(dropout_backward)(struct backend *, const struct tensor *, const struct dropout *,
-                          const struct tensor *);
+                            const struct tensor *);
 void NAME(add)(struct backend *, const struct tensor *, const struct tensor *);
 void NAME(rows_gather)(struct backend *, const struct tensor *, const int32_t *,
-                     const struct tensor *);
+                       const struct tensor *);
 void NAME(rows_scatter)(struct backend *, const struct tensor *, const int32_t *,
-                      const struct tensor *);
+                        const struct tensor *);
 void NAME(rows_scatter_add)(struct backend *, const struct tensor *, const int32_t *,
-                          const struct tensor *);
+                            const struct tensor *);
 void NAME(patchify)(struct backend *, const float *, int64_t, int64_t, int64_t, int64_t, int64_t,
-                  const struct tensor *);
+                    const struct tensor *);
 void NAME(class_position_forward)(struct backend *, const struct tensor *, const struct tensor *,
-                                const struct tensor *, const struct tensor *);
+                                  const struct tensor *, const struct tensor *);
 void NAME(class_position_backward)(struct backend *, const struct tensor *, const struct tensor *,
-                                 const struct tensor *, const struct tensor *);
+                                   const struct tensor *, const struct tensor *);
 void NAME(cross_entropy_max)(struct backend *, const struct tensor *, const struct tensor *);
 void NAME(cross_entropy_sums)(struct backend *, const struct cross_entropy *, const struct tensor *,
-                            const struct tensor *, const int32_t *, const struct tensor *);
-void NAME(cross_entropy_finish)(struct backend *, const struct cross_entropy *, const struct tensor *,
-                              const struct tensor *, const struct tensor *, const int32_t *, bool,
-                              const struct tensor *);
+                              const struct tensor *, const int32_t *, const struct tensor *);
+void NAME(cross_entropy_finish)(struct backend *, const struct cross_entropy *,
+                                const struct tensor *, const struct tensor *, const struct tensor *,
+                                const int32_t *, bool, const struct tensor *);
 double NAME(sum_squares)(struct backend *, const struct tensor *);
 void NAME(scale)(struct backend *, const struct tensor *, double);
 void NAME(adamw_step)(struct backend *, const struct adamw *, int64_t, void *, void *, const void *,
-                    void *, void *);
+                      void *, void *);
 void NAME(sgd_step)(struct backend *, double, double, double, double, int64_t, void *, void *,
-                  const void *, void *);
+                    const void *, void *);
 
 #endif

@@ -40,7 +40,7 @@ static void rotation_body(const void *ctx, int64_t i, int thread) {
         const real *cosine = row_of(p->table, p->position[r]), *sine = cosine + half;
         for (int64_t h = 0; h < p->heads; h++) {
             real *a = row_of(p->x, r) + h * p->head_dim, *b = a + half;
-            EACH(int64_t j = 0; j < half; j++) {
+            EACH (int64_t j = 0; j < half; j++) {
                 real s = sign * sine[j], u = a[j], v = b[j];
                 a[j] = u * cosine[j] - v * s;
                 b[j] = v * cosine[j] + u * s;
@@ -53,9 +53,9 @@ void NAME(rope)(struct backend *be, const struct tensor *x, int64_t heads, int64
                 const struct tensor *table, const int32_t *position, bool inverse) {
     NEED(x, x->rows, heads * head_dim);
     NEED(table, table->rows, table->cols);
-    CHECK(table->cols % 2 == 0 && table->cols <= head_dim, "rotary table of %ld columns, head of %ld",
-          (long)table->cols, (long)head_dim);
-    struct rotation p = {x, table, position, heads, head_dim, inverse ? -1 : 1,
-                         tiles_rows(x->rows, x->cols)};
+    CHECK(table->cols % 2 == 0 && table->cols <= head_dim,
+          "rotary table of %ld columns, head of %ld", (long)table->cols, (long)head_dim);
+    struct rotation p = {
+        x, table, position, heads, head_dim, inverse ? -1 : 1, tiles_rows(x->rows, x->cols)};
     cpu_parallel(be, p.tiles.n, rotation_body, &p);
 }

@@ -51,7 +51,7 @@ static void scatter_add_body(const void *ctx, int64_t i, int thread) {
         if (to < 0) continue;
         const real *x = row_of(p->x, r);
         real *y = row_of(p->y, to);
-        EACH(int64_t j = t.col; j < t.col_end; j++) y[j] += x[j];
+        EACH (int64_t j = t.col; j < t.col_end; j++) y[j] += x[j];
     }
 }
 
@@ -98,9 +98,11 @@ static void patchify_body(const void *ctx, int64_t i, int thread) {
         real *y = row_of(p->y, r);
         for (int64_t channel = 0; channel < p->channels; channel++)
             for (int64_t line = 0; line < p->patch; line++) {
-                const float *from = p->pixels + ((image * p->channels + channel) * p->height +
-                                                 down * p->patch + line) * p->width +
-                                    right * p->patch;
+                const float *from =
+                    p->pixels +
+                    ((image * p->channels + channel) * p->height + down * p->patch + line) *
+                        p->width +
+                    right * p->patch;
                 for (int64_t c = 0; c < p->patch; c++) *y++ = (real)from[c];
             }
     }
@@ -132,7 +134,7 @@ static void position_body(const void *ctx, int64_t i, int thread) {
         const real *x = at == 0 ? row_of(p->cls, 0) : row_of(p->patches, r / n * (n - 1) + at - 1);
         const real *pos = row_of(p->pos, at);
         real *y = row_of(p->y, r);
-        EACH(int64_t j = 0; j < p->y->cols; j++) y[j] = x[j] + pos[j];
+        EACH (int64_t j = 0; j < p->y->cols; j++) y[j] = x[j] + pos[j];
     }
 }
 
@@ -158,8 +160,10 @@ static void position_gradient_body(const void *ctx, int64_t at, int thread) {
     real *cls = p->cls && at == 0 ? row_of(p->cls, 0) : NULL;
     for (int64_t r = at; r < p->y->rows; r += n) {
         const real *dy = row_of(p->y, r);
-        if (pos) EACH(int64_t j = 0; j < h; j++) pos[j] += dy[j];
-        if (cls) EACH(int64_t j = 0; j < h; j++) cls[j] += dy[j];
+        if (pos)
+            EACH (int64_t j = 0; j < h; j++) pos[j] += dy[j];
+        if (cls)
+            EACH (int64_t j = 0; j < h; j++) cls[j] += dy[j];
         if (p->patches && at > 0)
             memcpy(row_of(p->patches, r / n * (n - 1) + at - 1), dy, (size_t)h * sizeof *dy);
     }

@@ -247,8 +247,8 @@ struct config {
 
 /* Reads the job file, then the overrides "section:key=value", fills in what follows from other
  * keys, and applies config_check_rules. Every fault is recorded before it returns EXIT_USAGE
- * (EXIT_NO_INPUT: no such file); *out is then NULL. Relative paths in the file are resolved against
- * its folder, those of overrides against the working folder. No MPI inside. */
+ * (EXIT_NO_INPUT: no such file); *out is then NULL. Relative paths, those of overrides too, are
+ * resolved against the folder of the job file. No MPI inside. */
 int config_load(const char *path, int n_overrides, char **overrides, struct config **out);
 void config_free(struct config *cfg);
 
@@ -270,7 +270,6 @@ int config_resolve_vocab(struct config *cfg, int64_t tokenizer_vocab);
 /* About the key behind a field of cfg: &cfg->optimizer.lr. */
 bool config_given(const struct config *cfg, const void *field); /* in file or argument, and not at
                                                                  * its default */
-const char *config_key_name(const struct config *cfg, const void *field); /* "[optimizer] lr" */
 const char *config_choice(const struct config *cfg, const int *field); /* spelling; "" if unset */
 /* EXIT_USAGE with the place, the key and the value of a field in front of the sentence. */
 int config_raise(const struct config *cfg, const void *field, const char *fmt, ...)

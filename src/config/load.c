@@ -1,0 +1,203 @@
+/* From a job file and arguments to a struct config. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "config_impl.h"
+
+static struct config *create(const char *path) {
+    struct config *cfg = xcalloc(1, sizeof *cfg);
+    struct config_source *s = xcalloc(1, sizeof *s);
+    cfg->source = s;
+    s->path = xstrdup(path);
+    s->place = xcalloc((size_t)config_n_keys, sizeof *s->place);
+    char *real = realpath(path, NULL);
+    s->folder = real != NULL ? real : xstrdup(".");
+    char *slash = strrchr(s->folder, '/');
+    if (slash != NULL) *slash = '\0';
+    for (int k = 0; k < config_n_keys; k++) config_set_default(cfg, k);
+    return cfg;
+}
+
+void config_free(struct config *cfg) {
+    if (cfg == NULL) return;
+    for (int k = 0; k < config_n_keys; k++) {
+        config_set_unset(cfg, k);
+        free(cfg->source->place[k].argument);
+    }
+    free(cfg->source->place);
+    free(cfg->source->path);
+    free(cfg->source->folder);
+    free(cfg->source);
+    free(cfg);
+}
+
+char *config_place_text(const struct config *cfg, int k) {
+    const struct config_source *s = cfg->source;
+    const struct config_place *p = &s->place[k];
+    if (p->origin == ORIGIN_ARGUMENT) return xasprintf("argument \"%s\"", p->argument);
+    if (p->origin == ORIGIN_FILE) return xasprintf("%s:%d", s->path, p->line);
+    return xstrdup(s->path);
+}
+
+int config_raise(const struct config *cfg, const void *field, const char *fmt, ...) {
+    int k = config_index_of(cfg, field);
+    char sentence[2048], *place = config_place_text(cfg, k), *value = config_value_text(cfg, k);
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(sentence, sizeof sentence, fmt, args);
+    va_end(args);
+    const struct config_key *key = &config_table[k];
+    bool given = cfg->source->place[k].origin >= ORIGIN_FILE;
+    error_raise(EXIT_USAGE, "%s: [%s] %s = %s%s: %s", place, key->section, key->name,
+                value != NULL ? value : "(unset)", value != NULL && !given ? " (default)" : "",
+                sentence);
+    free(place);
+    free(value);
+    return EXIT_USAGE;
+}
+
+/* The literal default in the form in which config_value_text gives a value. */
+static bool equals_default(struct config *cfg, int k) {
+    if (config_literal_default(&config_table[k]) == NULL) return false;
+    char *now = config_value_text(cfg, k), why[512];
+    config_set_default(cfg, k);
+    char *initial = config_value_text(cfg, k);
+    bool same = strcmp(now, initial) == 0;
+    config_parse_value(cfg, k, now, why);
+    free(now);
+    free(initial);
+    return same;
+}
+
+/* Why this version refuses the value a row holds now, or NULL. */
+static const char *missing_reason(const struct config *cfg, int k) {
+    const struct config_key *key = &config_table[k];
+    if (key->type == TYPE_ENUM && key->missing == NULL)
+        return key->choices[*(const int *)config_field(cfg, k)].missing;
+    return cfg->source->place[k].at_default ? NULL : key->missing;
+}
+
+static void complain(struct config *cfg, int k, const char *value, const char *why) {
+    const struct config_key *key = &config_table[k];
+    char *place = config_place_text(cfg, k);
+    cfg->source->place[k].bad = true;
+    error_raise(EXIT_USAGE, "%s: [%s] %s = \"%.200s\": %s", place, key->section, key->name, value,
+                why);
+    free(place);
+}
+
+static void set_value(struct config *cfg, int k, const char *value) {
+    char why[512];
+    const char *fault = config_parse_value(cfg, k, value, why);
+    if (fault == NULL) {
+        cfg->source->place[k].at_default = equals_default(cfg, k);
+        const char *reason = missing_reason(cfg, k);
+        if (reason != NULL)
+            snprintf(why, sizeof why, "known, not in this version: %s", reason), fault = why;
+    }
+    if (fault != NULL) complain(cfg, k, value, fault);
+}
+
+static void apply_entry(struct config *cfg, const struct config_entry *e) {
+    int k = config_find(e->section, e->key);
+    if (k < 0) {
+        char *place = xasprintf("%s:%d", cfg->source->path, e->line);
+        config_raise_unknown(place, e->section, e->key);
+        free(place);
+        return;
+    }
+    cfg->source->place[k] =
+        (struct config_place){.origin = ORIGIN_FILE, .line = e->line, .bad = e->value == NULL};
+    if (e->value != NULL) set_value(cfg, k, e->value);
+}
+
+/* "section:key=value" into three texts of a copy; false if it has another form. */
+static bool split_argument(char *copy, char **section, char **key, char **value) {
+    char *colon = strchr(copy, ':');
+    char *equals = colon != NULL ? strchr(colon, '=') : NULL;
+    if (equals == NULL || colon == copy || equals == colon + 1) return false;
+    *colon = *equals = '\0';
+    *section = copy, *key = colon + 1, *value = equals + 1;
+    return true;
+}
+
+static void apply_known(struct config *cfg, int k, const char *argument, const char *value) {
+    struct config_place *p = &cfg->source->place[k];
+    if (p->origin == ORIGIN_ARGUMENT) {
+        error_raise(EXIT_USAGE, "argument \"%s\": [%s] %s is given twice; the first is \"%s\"",
+                    argument, config_table[k].section, config_table[k].name, p->argument);
+        return;
+    }
+    *p = (struct config_place){.origin = ORIGIN_ARGUMENT, .argument = xstrdup(argument)};
+    if (*value == '\0' && config_table[k].type != TYPE_TEXT)
+        complain(cfg, k, value, "the value is empty");
+    else
+        set_value(cfg, k, value);
+}
+
+static void apply_argument(struct config *cfg, const char *argument) {
+    char *copy = xstrdup(argument), *section, *key, *value;
+    char *place = xasprintf("argument \"%s\"", argument);
+    if (!split_argument(copy, &section, &key, &value))
+        error_raise(EXIT_USAGE, "%s: an override is written section:key=value", place);
+    else if (!config_section_known(section))
+        config_raise_unknown_section(place, section);
+    else if (config_find(section, key) < 0)
+        config_raise_unknown(place, section, key);
+    else
+        apply_known(cfg, config_find(section, key), argument, value);
+    free(place);
+    free(copy);
+}
+
+static int read_all(struct config *cfg, int n_overrides, char **overrides) {
+    struct config_entries entries;
+    int rc = config_scan(cfg->source->path, &entries);
+    if (rc != 0 && rc != EXIT_USAGE) return rc;
+    for (int i = 0; i < entries.n; i++) apply_entry(cfg, &entries.e[i]);
+    config_entries_free(&entries);
+    for (int i = 0; i < n_overrides; i++) apply_argument(cfg, overrides[i]);
+    config_derive(cfg);
+    config_check_rules(cfg);
+    return 0;
+}
+
+int config_load(const char *path, int n_overrides, char **overrides, struct config **out) {
+    *out = NULL;
+    int n_before = error_count();
+    struct config *cfg = create(path);
+    int rc = read_all(cfg, n_overrides, overrides);
+    if (rc == 0 && error_count() > n_before) rc = EXIT_USAGE;
+    if (rc == 0)
+        *out = cfg;
+    else
+        config_free(cfg);
+    return rc;
+}
+
+bool config_given(const struct config *cfg, const void *field) {
+    const struct config_place *p = &cfg->source->place[config_index_of(cfg, field)];
+    return p->origin >= ORIGIN_FILE && !p->at_default;
+}
+
+const char *config_choice(const struct config *cfg, const int *field) {
+    const struct config_key *key = &config_table[config_index_of(cfg, field)];
+    CHECK(key->type == TYPE_ENUM, "[%s] %s is no enumeration", key->section, key->name);
+    return *field == CONFIG_UNSET ? "" : key->choices[*field].text;
+}
+
+void config_each(const struct config *cfg,
+                 void (*each)(void *arg, const char *section, const char *key, const char *value,
+                              bool defaulted),
+                 void *arg) {
+    for (int k = 0; k < config_n_keys; k++) {
+        if (config_table[k].type == TYPE_LATER) continue;
+        char *value = config_value_text(cfg, k);
+        each(arg, config_table[k].section, config_table[k].name, value,
+             !config_given(cfg, config_field(cfg, k)));
+        free(value);
+    }
+}

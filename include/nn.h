@@ -87,18 +87,21 @@ struct microbatch {
 };
 uint64_t microbatch_hash(const struct microbatch *mb);
 
-/* Device tables made from the content of a micro-batch; a stage has those that its blocks need. */
+/* Device tables made from the content of a micro-batch for one rank; a stage has those that its
+ * blocks need. "Mine": the rows this TP rank holds under sequence parallelism, else all rows. */
 struct batch_tables {
     const float *pixels;          /* [tiles, channels*H*W] */
     const int32_t *tile_cu;       /* [tiles+1]: multiples of the rows of a tile */
-    const int32_t *token;         /* [S] id, or -1 on image rows */
-    const int32_t *image_to_row;  /* [image_rows] merged row, or -1 where cut off */
-    const int32_t *row_to_image;  /* [S] row of the image matrix, or -1 */
+    const int32_t *select_row;    /* [my image rows] my row of the tower's output */
+    const int32_t *token;         /* [S] row of my vocabulary shard, or -1 */
+    const int32_t *image_to_row;  /* [image_rows] my merged row, or -1 */
+    const int32_t *my_image_row;  /* [my image rows] merged row (of all), or -1 where cut off */
     const int32_t *position;      /* [S] row inside its sample */
     const int32_t *row_sample;    /* [S] ordinal of the sample in the global batch */
     const int32_t *token_cu;      /* [samples+1] */
-    const int32_t *segment_sample; /* [samples] */
-    const int32_t *target_row;    /* [targets] */
+    const int32_t *segment_sample; /* [samples] ordinal in the global batch */
+    const int32_t *target_row;    /* [targets] merged row (of all) */
+    const int32_t *my_target_row; /* [targets] my merged row, or -1 */
     const int32_t *target;        /* [targets] ids */
 };
 
@@ -150,6 +153,7 @@ struct block {
     bool sequence_parallel;
     bool input_gradient; /* a gradient crosses the input */
     bool backward;       /* it holds a trainable parameter or a gradient crosses its input */
+    int variant;         /* which half of a projector */
     int param[BLOCK_PARAMS_MAX]; /* index into the set, -1: absent */
     struct param_set *set;
     struct tensor rope;  /* table shared by the blocks of a stage; rows 0 if none */
@@ -210,16 +214,54 @@ struct transformer_config {
 void block_patch_embed(struct block *b, const struct vision_config *c);
 void block_transformer(struct block *b, const struct transformer_config *c, bool identity);
 void block_select(struct block *b, const struct vision_config *c); /* drop class rows */
-void block_projector(struct block *b, const struct projector_config *c,
-                     const struct vision_config *v, int half); /* 0 fc1 + activation, 1 fc2 */
-void block_embed_merge(struct block *b, const struct language_config *c,
-                       const struct vision_config *v);
-void block_head(struct block *b, const struct language_config *c);
+struct model_shape {
+    struct vision_config vision;
+    struct projector_config projector;
+    struct language_config language;
+};
+void block_projector(struct block *b, const struct model_shape *m, int half); /* 0 fc1, 1 fc2 */
+void block_embed_merge(struct block *b, const struct model_shape *m);
+void block_head(struct block *b, const struct model_shape *m);
 
-/* Rows of a replicated activation that TP rank r keeps under sequence parallelism; the rows of the
- * tower after the class rows were dropped keep their owner (boundary_rows of pipeline.md 6). */
+/* ---- rows under sequence parallelism ----------------------------------------------------------
+ * Rows of a replicated activation are dealt out as evenly as possible; the rows of the tower keep
+ * their owner when the class rows are dropped (pipeline.md section 6). */
+#define TP_MAX 64
 enum row_kind { ROWS_VISION, ROWS_IMAGE, ROWS_TEXT };
-void rows_of_rank(enum row_kind kind, const struct microbatch *mb, int64_t tile_rows,
-                  bool drop_class, int p, int r, int64_t *first, int64_t *count);
+struct row_split {
+    int64_t offset[TP_MAX + 1]; /* rank r holds rows [offset[r], offset[r+1]) */
+};
+/* tile_rows: rows of a tile in the tower (patches + 1). */
+void rows_split(enum row_kind kind, const struct microbatch *mb, int64_t tile_rows, bool drop_class,
+                int p, struct row_split *out);
+/* Rows that rank r of p holds: its share, or all of them without sequence parallelism. */
+int64_t rows_held(enum row_kind kind, const struct microbatch *mb, int64_t tile_rows,
+                  bool drop_class, bool sequence_parallel, int p, int r);
+
+/* ---- parallel linears (arXiv 1909.08053; doc/mathematics.md) -----------------------------------
+ * Column: W[O_r, I] cut on axis 0, x replicated (or my rows), y[R, O_r]. Row: W[O, I_r] cut on
+ * axis 1, y replicated (or my rows); its bias is added once, after the sum. */
+enum linear_kind { LINEAR_COLUMN, LINEAR_ROW };
+struct linear {
+    enum linear_kind kind;
+    struct cut cut;         /* of the cut axis */
+    bool gather_output;     /* column: y[R, O], all columns in their global places */
+    bool input_is_parallel; /* row: x is already cut as `cut` says */
+    bool skip_bias_add;     /* the consumer adds the bias */
+    struct tensor w, b;     /* b.data NULL: none */
+    struct tensor dw, db;   /* .data NULL: frozen */
+    const struct row_split *rows; /* sequence parallelism: x of a column, y of a row are my rows */
+};
+/* Legal alone, and as a pair: EXIT_USAGE with a sentence naming `what`. */
+int linear_check(const struct linear *l, const char *what);
+int linear_check_pair(const struct linear *producer, const struct linear *consumer,
+                      const char *what);
+/* Collective over p->tp. Workspace comes from p->scratch. */
+void linear_forward(const struct linear *l, struct pass *p, const struct tensor *x,
+                    const struct tensor *y);
+/* dx NULL: no gradient crosses the input, and neither the product nor its sum happens. x is read
+ * only if the weight trains. */
+void linear_backward(const struct linear *l, struct pass *p, const struct tensor *x,
+                     const struct tensor *dy, const struct tensor *dx);
 
 #endif

@@ -1,0 +1,153 @@
+/* What every layer needs: parameter declaration, fused views, scratch, row shares. */
+#include <stdio.h>
+#include <string.h>
+
+#include "nn_impl.h"
+
+int64_t feature_granule(int64_t size) { return size >= 1024 ? 64 : 1; }
+
+static void compose(char *out, size_t size, const char *prefix, int number, const char *name) {
+    char head[128];
+    snprintf(head, sizeof head, "%s", prefix);
+    const char *mark = strchr(prefix, '%');
+    if (mark != NULL) {
+        const char *width = mark[1] == '0' ? "%03d" : "%d";
+        const char *rest = strchr(mark, 'd') + 1;
+        char digits[16];
+        snprintf(digits, sizeof digits, width, number);
+        snprintf(head, sizeof head, "%.*s%s%s", (int)(mark - prefix), prefix, digits, rest);
+    }
+    int n = snprintf(out, size, "%s%s", head, name);
+    CHECK(n >= 0 && (size_t)n < size, "parameter name %s%s is too long", head, name);
+}
+
+void block_declare(struct block *b, int slot, const struct param_home *home,
+                   struct param_spec spec) {
+    CHECK(slot < BLOCK_PARAMS_MAX, "slot %d of block %s", slot, b->ops->name);
+    struct param q = {.dims = spec.dims,
+                      .ndim = spec.ndim,
+                      .cut = spec.cut,
+                      .init = spec.init,
+                      .init_scale = spec.scale,
+                      .group = home->group,
+                      .stack_layer = b->stack_layer,
+                      .decay = !spec.no_decay,
+                      .trainable = !home->frozen,
+                      .fused = spec.fused,
+                      .partial_tp = spec.rows_local && b->sequence_parallel};
+    memcpy(q.shape, spec.shape, sizeof q.shape);
+    compose(q.name, sizeof q.name, home->prefix, home->number, spec.name);
+    compose(q.hf_name, sizeof q.hf_name, home->hf_prefix, home->number, spec.hf_name);
+    for (char *c = q.hf_name; *c != 0; c++)
+        if (*c == '/') *c = '.';
+    param_declare(b->set, q);
+    b->param[slot] = b->set->n - 1;
+}
+
+static struct tensor fused_view(const struct block *b, int slot, int n, bool grad) {
+    const struct param *first = block_param(b, slot);
+    if (first == NULL) return (struct tensor){0};
+    struct tensor t = grad ? first->g : first->w;
+    for (int i = 1; i < n; i++) {
+        const struct param *q = block_param(b, slot + i);
+        if (q->ndim == 1)
+            t.cols += q->cols;
+        else
+            t.rows += q->rows;
+    }
+    t.ld = t.cols;
+    return t;
+}
+
+struct tensor block_weight(const struct block *b, int slot, int n) {
+    return fused_view(b, slot, n, false);
+}
+
+struct tensor block_grad(const struct block *b, int slot, int n) {
+    return fused_view(b, slot, n, true);
+}
+
+struct linear block_linear(const struct block *b, enum linear_kind kind, int weight_slot,
+                           int bias_slot, int n_fused) {
+    struct linear l = {.kind = kind,
+                       .cut = block_param(b, weight_slot)->cut,
+                       .input_is_parallel = kind == LINEAR_ROW,
+                       .w = block_weight(b, weight_slot, n_fused),
+                       .dw = block_grad(b, weight_slot, n_fused)};
+    if (bias_slot >= 0 && b->param[bias_slot] >= 0) {
+        l.b = block_weight(b, bias_slot, n_fused);
+        l.db = block_grad(b, bias_slot, n_fused);
+    }
+    return l;
+}
+
+struct tensor scratch_tensor(struct pass *p, int64_t rows, int64_t cols) {
+    return tensor_alloc(p->scratch, rows, cols, p->be->dtype);
+}
+
+void tensor_zero(struct pass *p, const struct tensor *t) {
+    p->be->ops->zero(p->be, t->data, tensor_bytes(t));
+}
+
+void tensor_copy(struct pass *p, const struct tensor *from, const struct tensor *to) {
+    if (tensor_contiguous(from) && tensor_contiguous(to))
+        p->be->ops->copy(p->be, to->data, from->data, tensor_bytes(to));
+    else
+        p->be->ops->convert(p->be, from, to);
+}
+
+const struct tensor *tensor_or_null(const struct tensor *t) { return t->data == NULL ? NULL : t; }
+
+const struct dropout *pass_dropout(const struct pass *p, double prob, enum rng_site site, int layer,
+                                   int64_t first, struct dropout *out) {
+    if (!p->training || prob == 0.0) return NULL;
+    out->prob = prob;
+    out->key = rng_drop_key(p->run_key, site, (uint32_t)layer, p->mb->step);
+    out->row = p->tab->position + first;
+    out->sample = p->tab->row_sample + first;
+    return out;
+}
+
+/* Class rows among the tower's rows [0, row). */
+static int64_t class_rows_before(int64_t row, int64_t tile_rows) {
+    return (row + tile_rows - 1) / tile_rows;
+}
+
+void rows_split(enum row_kind kind, const struct microbatch *mb, int64_t tile_rows, bool drop_class,
+                int p, struct row_split *out) {
+    CHECK(p <= TP_MAX, "tensor-parallel size %d, at most %d", p, TP_MAX);
+    int64_t n = kind == ROWS_TEXT ? mb->tokens : mb->tiles * tile_rows;
+    for (int r = 0; r <= p; r++) {
+        int64_t first = n, count = 0;
+        if (r < p) rows_share(n, p, r, &first, &count);
+        if (kind == ROWS_IMAGE && drop_class) first -= class_rows_before(first, tile_rows);
+        out->offset[r] = first;
+    }
+}
+
+int64_t rows_held(enum row_kind kind, const struct microbatch *mb, int64_t tile_rows,
+                  bool drop_class, bool sequence_parallel, int p, int r) {
+    struct row_split s;
+    rows_split(kind, mb, tile_rows, drop_class, sequence_parallel ? p : 1, &s);
+    return sequence_parallel ? s.offset[r + 1] - s.offset[r] : s.offset[1];
+}
+
+/* FNV-1a over the numbers in a fixed order. */
+static uint64_t hash_bytes(uint64_t h, const void *data, size_t bytes) {
+    const unsigned char *c = data;
+    for (size_t i = 0; i < bytes; i++) h = (h ^ c[i]) * 1099511628211u;
+    return h;
+}
+
+uint64_t microbatch_hash(const struct microbatch *mb) {
+    uint64_t h = 14695981039346656037u;
+    const int64_t n[] = {mb->step,  mb->index,      mb->first_sample, mb->samples,    mb->images,
+                         mb->tiles, mb->image_rows, mb->tokens,       mb->targets,    mb->max_segment};
+    h = hash_bytes(h, n, sizeof n);
+    h = hash_bytes(h, mb->sample_id, (size_t)mb->samples * sizeof *mb->sample_id);
+    h = hash_bytes(h, mb->cu_tokens, (size_t)(mb->samples + 1) * sizeof *mb->cu_tokens);
+    h = hash_bytes(h, mb->text_len, (size_t)mb->samples * sizeof *mb->text_len);
+    h = hash_bytes(h, mb->sample_images, (size_t)(mb->samples + 1) * sizeof *mb->sample_images);
+    h = hash_bytes(h, mb->image_tiles, (size_t)mb->images * sizeof *mb->image_tiles);
+    return hash_bytes(h, mb->image_row, (size_t)mb->images * sizeof *mb->image_row);
+}

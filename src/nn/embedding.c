@@ -1,0 +1,112 @@
+/* Token embedding and merge of image and text rows, the head of the first language layer:
+ *   y[row] = E[token of row] for text rows, the projected patch for image rows; then dropout.
+ * E is cut by vocabulary rows: a rank looks up its own, the others' rows are zero, and the sum over
+ * TP completes them (arXiv 1909.08053). Image rows are written after the sum. */
+#include "nn_impl.h"
+
+enum slot { TABLE };
+
+static void merge_shape(const struct block *b, const struct microbatch *mb, int64_t *rows,
+                        int64_t *cols) {
+    const struct model_shape *m = b->config;
+    *rows = rows_held(ROWS_TEXT, mb, 0, false, b->sequence_parallel, b->tp_size, b->tp_rank);
+    *cols = m->language.hidden;
+}
+
+struct merge_rows {
+    struct row_split text, image;
+    int64_t first; /* my first merged row */
+};
+
+static void merge_split(const struct block *b, const struct microbatch *mb, struct merge_rows *r) {
+    const struct model_shape *m = b->config;
+    r->first = 0;
+    if (!b->sequence_parallel) return;
+    rows_split(ROWS_TEXT, mb, 0, false, b->tp_size, &r->text);
+    rows_split(ROWS_IMAGE, mb, vision_patches(&m->vision) + 1, m->vision.drop_class, b->tp_size,
+               &r->image);
+    r->first = r->text.offset[b->tp_rank];
+}
+
+static void lookup(struct block *b, struct pass *p, const struct merge_rows *r,
+                   const struct tensor *y) {
+    struct tensor table = block_weight(b, TABLE, 1);
+    if (!b->sequence_parallel) {
+        p->be->ops->rows_gather(p->be, &table, p->tab->token, y);
+        comm_allreduce(p->tp, p->be, y, REDUCE_SUM);
+        return;
+    }
+    struct tensor full = scratch_tensor(p, p->mb->tokens, y->cols);
+    p->be->ops->rows_gather(p->be, &table, p->tab->token, &full);
+    comm_reduce_rows(p->tp, p->be, &full, y, r->text.offset);
+}
+
+static void merge_forward(struct block *b, struct pass *p, const struct tensor *x,
+                          const struct tensor *y, struct saved *s) {
+    (void)s;
+    const struct model_shape *m = b->config;
+    struct merge_rows r;
+    merge_split(b, p->mb, &r);
+    size_t mark = arena_mark(p->scratch);
+    lookup(b, p, &r, y);
+    if (p->mb->image_rows > 0) {
+        struct tensor image = *x;
+        if (b->sequence_parallel) {
+            image = scratch_tensor(p, p->mb->image_rows, x->cols);
+            comm_gather_rows(p->tp, p->be, x, &image, r.image.offset);
+        }
+        p->be->ops->rows_scatter(p->be, &image, p->tab->image_to_row, y);
+    }
+    struct dropout drop;
+    const struct dropout *on = pass_dropout(p, m->language.hidden_dropout, RNG_DROP_EMBEDDING,
+                                            b->stack_layer, r.first, &drop);
+    if (on != NULL) p->be->ops->bias_dropout_add(p->be, y, NULL, NULL, on, y);
+    arena_release(p->scratch, mark);
+}
+
+static void merge_backward(struct block *b, struct pass *p, const struct tensor *x,
+                           struct saved *s, const struct tensor *dy, const struct tensor *dx) {
+    (void)x, (void)s;
+    const struct model_shape *m = b->config;
+    struct merge_rows r;
+    merge_split(b, p->mb, &r);
+    size_t mark = arena_mark(p->scratch);
+    struct tensor d = *dy;
+    struct dropout drop;
+    const struct dropout *on = pass_dropout(p, m->language.hidden_dropout, RNG_DROP_EMBEDDING,
+                                            b->stack_layer, r.first, &drop);
+    if (on != NULL) {
+        d = scratch_tensor(p, dy->rows, dy->cols);
+        p->be->ops->dropout_backward(p->be, dy, on, &d);
+    }
+    struct tensor full = d;
+    if (b->sequence_parallel) {
+        full = scratch_tensor(p, p->mb->tokens, d.cols);
+        comm_gather_rows(p->tp, p->be, &d, &full, r.text.offset);
+    }
+    struct tensor dtable = block_grad(b, TABLE, 1);
+    if (dtable.data != NULL)
+        p->be->ops->rows_scatter_add(p->be, &full, p->tab->token, &dtable);
+    if (dx != NULL) p->be->ops->rows_gather(p->be, &full, p->tab->my_image_row, dx);
+    arena_release(p->scratch, mark);
+}
+
+static const struct block_ops merge_ops = {.name = "embed_merge",
+                                           .out_shape = merge_shape,
+                                           .forward = merge_forward,
+                                           .backward = merge_backward};
+
+void block_embed_merge(struct block *b, const struct model_shape *m) {
+    const struct language_config *c = &m->language;
+    b->ops = &merge_ops;
+    b->config = m;
+    struct param_home home = {"model/language_model/", "language_model.model.", -1, PARAM_LANGUAGE,
+                              c->frozen};
+    block_declare(b, TABLE, &home,
+                  (struct param_spec){.name = "embed_tokens/weight",
+                                      .hf_name = "embed_tokens/weight",
+                                      .dims = "vocabulary,features", .ndim = 2,
+                                      .shape = {c->vocab, c->hidden},
+                                      .cut = cut_even(0, c->vocab, feature_granule(c->vocab)),
+                                      .init = INIT_NORMAL, .scale = c->init_std});
+}

@@ -129,6 +129,7 @@ struct saved {
 struct block;
 struct block_ops {
     const char *name;
+    bool once; /* its forward adds to gradients: never recomputed */
     /* [rows, columns] of the output of this TP rank for that micro-batch. */
     void (*out_shape)(const struct block *b, const struct microbatch *mb, int64_t *rows,
                       int64_t *cols);

@@ -116,6 +116,7 @@ static void head_backward(struct block *b, struct pass *p, const struct tensor *
 }
 
 static const struct block_ops head_ops = {.name = "head",
+                                          .once = true,
                                           .out_shape = head_shape,
                                           .save = head_save,
                                           .forward = head_forward,

@@ -117,6 +117,10 @@ static int llava_build(const struct config *cfg, struct stack *s) {
     m->vision = vision_shape(cfg);
     m->language = language_shape(cfg);
     m->projector = projector_shape(cfg);
+    if (cfg->language.position_embedding_type != POSITION_ROPE &&
+        cfg->language.position_embedding_type != POSITION_NONE)
+        return error_raise(EXIT_USAGE, "[language] position_embedding_type: family llava takes rope "
+                                       "or none in this version");
     if (m->language.rotary_dim % 2 != 0)
         return error_raise(EXIT_USAGE, "[language] kv_channels * rotary_percent = %lld must be even",
                            (long long)m->language.rotary_dim);

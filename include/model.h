@@ -74,7 +74,8 @@ void slot_init(struct slot *s, const struct stage *st);
 void slot_free(struct slot *s);
 /* Room in front of a tensor that may be sent: the message header. */
 #define MESSAGE_HEADER_BYTES 64
-/* in: the activation received (rows 0 on the first stage). out: the stage's result, in the slot's
+/* The slot's arena holds the micro-batch's tables already; activations are put behind them.
+ * in: the activation received (rows 0 on the first stage). out: the stage's result, in the slot's
  * memory with MESSAGE_HEADER_BYTES of room before it; 0 rows where nothing leaves (the head). */
 void stage_forward(struct stage *st, struct pass *p, struct slot *s, const struct tensor *in,
                    struct tensor *out);

@@ -93,7 +93,6 @@ void stage_forward(struct stage *st, struct pass *p, struct slot *s, const struc
     size_t mark = arena_mark(p->scratch);
     struct turns turns;
     turns_begin(&turns, p->scratch, largest_output(st, p, 0, st->n_blocks));
-    arena_release(&s->arena, 0);
     struct tensor final = block_output(st, p, st->n_blocks - 1);
     final.data = (char *)arena_alloc(&s->arena, MESSAGE_HEADER_BYTES + tensor_bytes(&final)) +
                  MESSAGE_HEADER_BYTES;

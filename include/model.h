@@ -41,7 +41,7 @@ const char *layer_kind_name(enum layer_kind k);
 bool stack_cut_allowed(const struct stack *s, int cut);
 
 /* ---- a stage ----------------------------------------------------------------------------------- */
-enum recompute { RECOMPUTE_OFF, RECOMPUTE_UNIFORM, RECOMPUTE_BLOCK };
+enum recompute { REPEAT_NOTHING, REPEAT_UNIFORM, REPEAT_BLOCK };
 struct stage {
     const struct stack *stack;
     int first, end; /* layers */
@@ -63,6 +63,15 @@ struct block *stage_add_block(struct stage *st, int layer); /* for families */
 /* Weights, gradients and tables from the life arena. */
 void stage_allocate(struct stage *st, struct backend *be, struct arena *life);
 void stage_tables_fill(struct stage *st, struct backend *be); /* rotary tables */
+
+/* Which parts of the stack a stage holds, and so which tables of a micro-batch it needs. */
+struct stage_needs {
+    bool pixels, vision, select, embedding, language, head;
+};
+struct stage_needs stage_needs(const struct stage *st);
+/* Takes the memory of the tables this stage needs for that micro-batch; the caller fills it. */
+void stage_tables_layout(const struct stage *st, const struct microbatch *mb, struct arena *arena,
+                         struct batch_tables *out);
 
 /* One micro-batch in flight: inputs of the blocks and what they saved. */
 struct slot {

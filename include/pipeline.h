@@ -40,7 +40,7 @@ struct microbatch_source {
     void *arg;
     /* Descriptor of micro-batch k of this rank in the current step. */
     const struct microbatch *(*descriptor)(void *arg, int k);
-    /* Device tables of it for this stage, from `arena`; measuring: only takes the memory. Non-zero:
+    /* Device tables of it for this stage, from `arena` (stage_tables_layout), filled. Non-zero:
      * recorded error (a bad image), ends the job. */
     int (*tables)(void *arg, int k, struct backend *be, struct arena *arena,
                   struct batch_tables *out);
@@ -69,8 +69,7 @@ size_t pipeline_memory_bytes(const struct pipeline_memory *m);
  * then know the workspace. */
 void pipeline_measure(struct stage *st, struct backend *measuring, const struct grid *grid, int P,
                       int stage, const struct pipeline_settings *settings,
-                      const struct microbatch *largest, const struct microbatch_source *source,
-                      struct pipeline_memory *out);
+                      const struct microbatch *largest, struct pipeline_memory *out);
 
 struct pipeline;
 /* Takes what `memory` says from `step` (slots, messages); scratch is its own arena. */

@@ -48,9 +48,9 @@ static struct language_config language_shape(const struct config *c) {
 }
 
 static struct projector_config projector_shape(const struct config *c) {
-    static const enum act_kind act[] = {[PROJECTOR_ACTIVATION_GELU] = ACT_GELU,
-                                        [PROJECTOR_ACTIVATION_QUICK_GELU] = ACT_QUICK_GELU,
-                                        [PROJECTOR_ACTIVATION_SILU] = ACT_SILU};
+    static const enum act_kind act[] = {[PROJECTOR_GELU] = ACT_GELU,
+                                        [PROJECTOR_QUICK_GELU] = ACT_QUICK_GELU,
+                                        [PROJECTOR_SILU] = ACT_SILU};
     return (struct projector_config){
         .affine = c->projector.projector_type == PROJECTOR_AFFINE,
         .in = c->vision.hidden_size,

@@ -50,7 +50,7 @@ static int survey(struct stack *s) {
     s->first_param = xcalloc((size_t)s->n_layers + 1, sizeof *s->first_param);
     for (int i = 0; i < s->n_layers; i++) {
         struct stage st;
-        TRY(stage_build(s, i, i + 1, 1, 0, RECOMPUTE_OFF, 0, &st));
+        TRY(stage_build(s, i, i + 1, 1, 0, REPEAT_NOTHING, 0, &st));
         s->gradient_crosses[i + 1] = stage_mark_gradients(&st, s->gradient_crosses[i]);
         s->first_param[i + 1] = s->first_param[i] + st.params.n;
         count_parameters(s, &st);
@@ -62,7 +62,7 @@ static int survey(struct stack *s) {
 
 int stack_build(const struct config *cfg, struct stack *out) {
     memset(out, 0, sizeof *out);
-    const char *name = config_family_name(cfg);
+    const char *name = config_choice(cfg, &cfg->run.family);
     for (size_t i = 0; i < sizeof families / sizeof *families; i++)
         if (strcmp(families[i]->name, name) == 0) out->family = families[i];
     if (out->family == NULL)

@@ -18,7 +18,7 @@ struct block *stage_add_block(struct stage *st, int layer) {
 }
 
 static bool layer_recomputes(const struct stage *st, int layer, enum recompute how, int64_t n) {
-    return how == RECOMPUTE_UNIFORM || (how == RECOMPUTE_BLOCK && layer - st->first < n);
+    return how == REPEAT_UNIFORM || (how == REPEAT_BLOCK && layer - st->first < n);
 }
 
 /* uniform: groups of n layers; block: the first n layers, each a group of its own. Only blocks with
@@ -29,7 +29,7 @@ static void assign_groups(struct stage *st, enum recompute how, int64_t n) {
         const struct block *b = &st->block[i];
         bool again = layer_recomputes(st, b->stack_layer, how, n) && b->backward &&
                      b->ops->backward != NULL && !b->ops->once;
-        int64_t step = how == RECOMPUTE_UNIFORM && n > 0 ? n : 1;
+        int64_t step = how == REPEAT_UNIFORM && n > 0 ? n : 1;
         st->group[i] = again ? (int)((b->stack_layer - st->first) / step) : -1;
     }
 }

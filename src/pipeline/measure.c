@@ -23,9 +23,11 @@ static size_t message_bytes(const struct stream *s) {
                     (size_t)(s->rows * s->cols) * dtype_size(s->dtype));
 }
 
-static void measure_messages(const struct stage *st, const struct backend *be, int P, int stage,
+static bool has_output(const struct stage *st) { return st->end < st->stack->n_layers; }
+
+static void measure_messages(const struct stage *st, const struct backend *be,
                              const struct microbatch *mb, struct pipeline_memory *out) {
-    if (stage > 0) {
+    if (st->first > 0) {
         struct stream s = cut_stream_of(st, be, st->first, mb);
         out->act_recv_bytes = message_bytes(&s);
         out->n_act_recv = out->n_slots + 1; /* one spare: posted before the oldest is free */
@@ -34,7 +36,7 @@ static void measure_messages(const struct stage *st, const struct backend *be, i
             out->n_grad_send = 2;
         }
     }
-    if (stage + 1 < P && st->output_gradient) {
+    if (has_output(st) && st->output_gradient) {
         struct stream s = cut_stream_of(st, be, st->end, mb);
         out->grad_recv_bytes = message_bytes(&s);
         out->n_grad_recv = 2;
@@ -49,34 +51,32 @@ static double flops(const struct backend *be) { return be->gemm_flops + be->atte
 
 void pipeline_measure(struct stage *st, struct backend *be, const struct grid *grid, int P,
                       int stage, const struct pipeline_settings *settings,
-                      const struct microbatch *largest, const struct microbatch_source *source,
-                      struct pipeline_memory *out) {
+                      const struct microbatch *largest, struct pipeline_memory *out) {
     memset(out, 0, sizeof *out);
     out->n_slots = st->backward ? schedule_in_flight(settings->schedule, P, stage,
                                                      settings->micro_batches, true)
                                 : 2;
-    measure_messages(st, be, P, stage, largest, out);
+    measure_messages(st, be, largest, out);
     struct slot slot;
     struct arena scratch;
     struct batch_tables tables;
     slot_init(&slot, st);
     arena_init_measuring(&slot.arena, "slot");
     arena_init_measuring(&scratch, "scratch");
-    int rc = source->tables(source->arg, 0, be, &slot.arena, &tables);
-    CHECK(rc == 0, "tables of a measured micro-batch: %s", error_text());
+    stage_tables_layout(st, largest, &slot.arena, &tables);
     struct pass p = {.be = be, .tp = grid_group(grid, GROUP_TP), .scratch = &scratch,
                      .mb = largest, .tab = &tables, .run_key = settings->run_key,
                      .sequence_parallel = st->stack->sequence_parallel, .training = true,
                      .gradient = true, .loss_scale = 1.0};
     struct tensor in = {.dtype = be->dtype}, result, dout = {.dtype = be->dtype}, din;
-    if (stage > 0) {
+    if (st->first > 0) {
         struct stream s = cut_stream_of(st, be, st->first, largest);
         in = din = fake(&s);
     }
     double start = flops(be);
     stage_forward(st, &p, &slot, &in, &result);
     out->forward_flops = flops(be) - start;
-    if (stage + 1 < P) dout = result;
+    if (has_output(st)) dout = result;
     if (st->backward)
         stage_backward(st, &p, &slot, &dout, st->input_gradient ? &din : NULL);
     out->backward_flops = flops(be) - start - out->forward_flops;

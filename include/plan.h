@@ -1,0 +1,63 @@
+/* plan: what a rank will need and do, computed by the code that will need and do it, over the
+ * measuring backend. Allocates nothing on a device; `strata check` prints it and `train` takes
+ * exactly these bytes. */
+#ifndef STRATA_PLAN_H
+#define STRATA_PLAN_H
+
+#include "optim.h"
+#include "partition.h"
+#include "pipeline.h"
+
+/* Bytes by kind. */
+struct rank_plan {
+    int tp, pp, dp;
+    int first, end;      /* layers */
+    int64_t parameters;  /* held by this rank, shards of cut tensors */
+    int64_t trainable;
+    size_t weights, gradients, tables, optimizer; /* of the life of the run */
+    size_t activations; /* slots of the micro-batches in flight */
+    size_t messages, scratch, workspace;
+    struct pipeline_memory pipeline;
+};
+size_t rank_plan_life(const struct rank_plan *p);  /* weights + gradients + tables + optimizer */
+size_t rank_plan_step(const struct rank_plan *p);  /* activations + messages */
+size_t rank_plan_total(const struct rank_plan *p);
+
+struct plan_layout { /* one grid and what runs on it */
+    int tp, pp, dp;
+    const int64_t *split; /* [pp] */
+    enum dtype dtype;
+    enum recompute recompute;
+    int64_t recompute_layers;
+    struct pipeline_settings pipeline;
+    struct optim_settings optim;
+};
+/* The layout that a checked job file describes (config_check_world was called). split: resolved. */
+void plan_layout_from_config(const struct config *cfg, const int64_t *split,
+                             struct plan_layout *out);
+/* Memory of one rank when `largest` is the largest micro-batch. EXIT_USAGE where a tensor cannot be
+ * cut that often. */
+int plan_rank(const struct stack *s, const struct plan_layout *layout, int tp, int pp, int dp,
+              const struct microbatch *largest, struct rank_plan *out);
+
+/* FLOPs of each layer for one micro-batch with TP = 1, forward and backward as the frozen flags
+ * have it: counted from the layers' own code. The projector's two layers, which no cut parts, are
+ * counted on the first. */
+struct layer_cost {
+    double forward, backward;
+};
+int plan_layer_costs(const struct stack *s, const struct microbatch *mb, struct layer_cost *cost);
+/* split_spec = auto: exact min-max partition of forward + backward. split[pp] is written. */
+int plan_split(const struct stack *s, const struct microbatch *mb, int pp, int64_t *split);
+
+/* A descriptor of the largest micro-batch when no data set is at hand: every sample has one image
+ * and fills decoder_seq_length, every text row is a target. Owned by the caller: free with
+ * plan_microbatch_free. */
+struct microbatch *plan_microbatch_worst(const struct stack *s, int64_t samples,
+                                         int64_t seq_length);
+/* The same from sizes: `samples` segments, together `tokens` rows, the longest max_segment. */
+struct microbatch *plan_microbatch_sized(const struct stack *s, int64_t samples, int64_t images,
+                                         int64_t tokens, int64_t max_segment, int64_t targets);
+void plan_microbatch_free(struct microbatch *mb);
+
+#endif

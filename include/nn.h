@@ -194,6 +194,7 @@ struct language_config {
     double label_smoothing, z_loss;
     bool frozen;
 };
+struct cut vocabulary_cut(const struct language_config *c); /* axis 0 of embedding and head */
 /* Transformer block: pre-norm attention and MLP (arXiv 1706.03762; CLIP arXiv 2103.00020; Mistral
  * arXiv 2310.06825). One implementation, two faces. */
 struct transformer_config {

@@ -17,6 +17,7 @@ struct rank_plan {
     size_t weights, gradients, tables, optimizer; /* of the life of the run */
     size_t activations; /* slots of the micro-batches in flight */
     size_t messages, scratch, workspace;
+    size_t group_workspace[GROUP_COUNT]; /* of the collectives of each group; sum: workspace */
     struct pipeline_memory pipeline;
 };
 size_t rank_plan_life(const struct rank_plan *p);  /* weights + gradients + tables + optimizer */
@@ -25,6 +26,7 @@ size_t rank_plan_total(const struct rank_plan *p);
 
 struct plan_layout { /* one grid and what runs on it */
     int tp, pp, dp;
+    bool tp_pp_dp;        /* rank order */
     const int64_t *split; /* [pp] */
     enum dtype dtype;
     enum recompute recompute;

@@ -6,6 +6,10 @@
 
 enum slot { TABLE };
 
+struct cut vocabulary_cut(const struct language_config *c) {
+    return cut_even(0, c->vocab, feature_granule(c->vocab));
+}
+
 static void merge_shape(const struct block *b, const struct microbatch *mb, int64_t *rows,
                         int64_t *cols) {
     const struct model_shape *m = b->config;
@@ -107,6 +111,6 @@ void block_embed_merge(struct block *b, const struct model_shape *m) {
                                       .hf_name = "embed_tokens/weight",
                                       .dims = "vocabulary,features", .ndim = 2,
                                       .shape = {c->vocab, c->hidden},
-                                      .cut = cut_even(0, c->vocab, feature_granule(c->vocab)),
+                                      .cut = vocabulary_cut(c),
                                       .init = INIT_NORMAL, .scale = c->init_std});
 }

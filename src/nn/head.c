@@ -142,6 +142,6 @@ void block_head(struct block *b, const struct model_shape *m) {
                   (struct param_spec){.name = "lm_head/weight", .hf_name = "lm_head/weight",
                                       .dims = "vocabulary,features", .ndim = 2,
                                       .shape = {c->vocab, c->hidden},
-                                      .cut = cut_even(0, c->vocab, feature_granule(c->vocab)),
+                                      .cut = vocabulary_cut(c),
                                       .init = INIT_NORMAL, .scale = c->init_std});
 }

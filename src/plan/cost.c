@@ -28,7 +28,7 @@ static int group_cost(const struct stack *s, int first, int end, struct backend 
 }
 
 int plan_layer_costs(const struct stack *s, const struct microbatch *mb, struct layer_cost *cost) {
-    struct grid *grid = grid_create_measuring(1, 1, 1, 0, 0, 0);
+    struct grid *grid = grid_create_measuring(1, 1, 1, false, 0, 0, 0);
     struct backend *be = backend_create_measuring(DTYPE_F32);
     int rc = 0;
     memset(cost, 0, (size_t)s->n_layers * sizeof *cost);

@@ -21,6 +21,7 @@ void plan_layout_from_config(const struct config *cfg, const int64_t *split,
         .tp = (int)cfg->parallel.tensor_model_parallel_size,
         .pp = (int)cfg->parallel.pipeline_model_parallel_size,
         .dp = (int)cfg->derived.data_parallel_size,
+        .tp_pp_dp = cfg->parallel.use_tp_pp_dp_mapping,
         .split = split,
         .dtype = cfg->training.bf16 ? DTYPE_BF16 : cfg->training.fp16 ? DTYPE_F16 : DTYPE_F32,
         .recompute = !full ? REPEAT_NOTHING
@@ -94,8 +95,11 @@ static int measure_stage(struct stage *st, const struct plan_layout *l, const st
     out->activations = (size_t)m->n_slots * m->slot_bytes;
     out->scratch = m->scratch_bytes;
     out->messages = pipeline_memory_bytes(m) - out->activations - out->scratch - m->workspace_bytes;
-    for (int g = 0; g < GROUP_COUNT; g++)
-        out->workspace += align_up(group_workspace_needed(grid_group(grid, (enum group_id)g)));
+    for (int g = 0; g < GROUP_COUNT; g++) {
+        out->group_workspace[g] =
+            align_up(group_workspace_needed(grid_group(grid, (enum group_id)g)));
+        out->workspace += out->group_workspace[g];
+    }
     return 0;
 }
 
@@ -110,7 +114,8 @@ int plan_rank(const struct stack *s, const struct plan_layout *layout, int tp, i
     struct stage st;
     TRY(stage_build(s, out->first, out->end, layout->tp, tp, layout->recompute,
                     layout->recompute_layers, &st));
-    struct grid *grid = grid_create_measuring(layout->tp, layout->pp, layout->dp, tp, pp, dp);
+    struct grid *grid = grid_create_measuring(layout->tp, layout->pp, layout->dp, layout->tp_pp_dp,
+                                              tp, pp, dp);
     struct backend *be = backend_create_measuring(layout->dtype);
     int rc = measure_stage(&st, layout, grid, be, largest, out);
     backend_destroy(be);

@@ -313,7 +313,7 @@ static void image_rows_merged(const struct filler *f, int32_t *out) {
 static void fill_token_rows(struct filler *f, const struct batch_tables *t) {
     const struct microbatch *mb = &f->d->mb;
     const struct language_config *c = &f->b->stack->shape.language;
-    struct cut cut = cut_even(0, c->vocab, c->vocab >= 1024 ? 64 : 1);
+    struct cut cut = vocabulary_cut(c);
     struct cut_part mine = cut_part(&cut, f->b->stage->tp_size, f->tp);
     int64_t lo = mine.global[0], hi = lo + mine.count[0];
     for (int64_t i = 0; i < mb->samples; i++) {
@@ -406,12 +406,14 @@ static void fill_head(struct filler *f, const struct batch_tables *t) {
 
 static int fill_pixels(struct filler *f, const struct batch_tables *t) {
     struct descriptor *d = (struct descriptor *)(uintptr_t)f->d;
-    if (d->ticket < 0) return 0;
-    double start = clock_seconds();
-    int rc = prefetch_wait(f->b->prefetch, d->ticket);
-    d->ticket = -1;
-    f->b->wait_seconds += clock_seconds() - start;
-    TRY(rc);
+    if (d->mb.images == 0) return 0;
+    if (d->ticket >= 0) { /* a step that runs again finds its pixels decoded */
+        double start = clock_seconds();
+        int rc = prefetch_wait(f->b->prefetch, d->ticket);
+        d->ticket = -1;
+        f->b->wait_seconds += clock_seconds() - start;
+        TRY(rc);
+    }
     f->be->ops->upload(f->be, (void *)(uintptr_t)t->pixels, d->pixels,
                        (size_t)d->mb.tiles * f->b->image_floats * sizeof(float));
     return 0;

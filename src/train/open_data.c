@@ -1,0 +1,101 @@
+/* From the keys of [data] to an open data set. */
+#include <string.h>
+
+#include "run_impl.h"
+
+static void copy_format(const struct config *c, struct data_settings *s) {
+    static const enum data_format format[] = {[FORMAT_LLAVA_JSON] = DATA_LLAVA_JSON,
+                                              [FORMAT_CAPTIONED_FOLDER] = DATA_CAPTIONED_FOLDER,
+                                              [FORMAT_MOCK] = DATA_MOCK};
+    static const enum data_template tpl[] = {[CONVERSATION_PLAIN] = TEMPLATE_PLAIN,
+                                             [CONVERSATION_V1] = TEMPLATE_V1,
+                                             [CONVERSATION_MISTRAL_INSTRUCT] =
+                                                 TEMPLATE_MISTRAL_INSTRUCT,
+                                             [CONVERSATION_LLAVA_LLAMA_2] = TEMPLATE_LLAVA_LLAMA_2,
+                                             [CONVERSATION_CHATML_DIRECT] = TEMPLATE_CHATML_DIRECT};
+    s->format = format[c->data.data_format];
+    if (c->data.conversation_template != CONFIG_UNSET)
+        s->conversation_template = tpl[c->data.conversation_template];
+    s->path = c->data.data_path;
+    s->cache_path = c->data.data_cache_path;
+    s->image_folder = c->data.image_folder;
+    s->caption_extension = c->data.caption_extension;
+    s->caption_prompt = c->data.caption_prompt;
+    s->strict_llava_masking = c->data.strict_llava_masking;
+}
+
+static void copy_images(const struct config *c, struct data_settings *s) {
+    s->img_h = (int)c->vision.img_h;
+    s->img_w = (int)c->vision.img_w;
+    s->aspect = c->data.image_aspect_ratio == IMAGE_ASPECT_SQUARE ? ASPECT_SQUARE : ASPECT_PAD;
+    s->composite = c->data.image_background.n == 3;
+    for (int i = 0; i < 3; i++) {
+        if (s->composite) s->background[i] = (uint8_t)c->data.image_background.v[i];
+        if (c->data.image_mean.n == 3) s->mean[i] = c->data.image_mean.v[i];
+        if (c->data.image_std.n == 3) s->std[i] = c->data.image_std.v[i];
+    }
+    s->on_bad_image = c->data.on_bad_image == ON_BAD_IMAGE_SKIP    ? BAD_IMAGE_SKIP
+                      : c->data.on_bad_image == ON_BAD_IMAGE_BLANK ? BAD_IMAGE_BLANK
+                                                                   : BAD_IMAGE_FAIL;
+    s->max_bad_images = c->data.max_bad_images;
+}
+
+void train_data_settings(const struct config *c, struct data_settings *s) {
+    data_settings_init(s);
+    copy_format(c, s);
+    copy_images(c, s);
+    if (c->data.tokenizer_type != CONFIG_UNSET)
+        s->tokenizer_type = config_choice(c, &c->data.tokenizer_type);
+    s->tokenizer_model = c->data.tokenizer_model;
+    s->vocab_size = c->language.vocab_size;
+    s->decoder_seq_length = c->language.decoder_seq_length;
+    s->dataloader_seq_length =
+        c->language.dataloader_seq_length > 0 ? c->language.dataloader_seq_length : 0;
+    int64_t patches = c->vision.img_h / c->vision.patch_dim * (c->vision.img_w / c->vision.patch_dim);
+    s->rows_per_image = patches + (c->vision.disable_vision_class_token ? 0 : 1);
+    s->on_no_target = c->data.on_no_target == ON_NO_TARGET_SKIP   ? NO_TARGET_SKIP
+                      : c->data.on_no_target == ON_NO_TARGET_KEEP ? NO_TARGET_KEEP
+                                                                  : NO_TARGET_FAIL;
+    s->shuffle = c->data.shuffle;
+    s->num_workers = (int)c->data.num_workers;
+    s->mock_seed = (uint64_t)c->training.seed;
+}
+
+/* The tokenizer may set the vocabulary, and must fit it. */
+static int resolve_vocabulary(struct config *cfg) {
+    if (cfg->data.data_format == FORMAT_MOCK) return 0;
+    struct tokenizer *t;
+    TRY(tokenizer_open(config_choice(cfg, &cfg->data.tokenizer_type), cfg->data.tokenizer_model,
+                       &t));
+    int rc = config_resolve_vocab(cfg, tokenizer_vocab_size(t));
+    tokenizer_close(t);
+    return rc;
+}
+
+static void progress(void *arg, int64_t done, int64_t total) {
+    double *last = arg, now = clock_seconds();
+    if (done < total && now - *last < 5.0) return;
+    *last = now;
+    log_info("preparing data: %lld of %lld samples", (long long)done, (long long)total);
+}
+
+int train_prepare_data(struct config *cfg, bool force) {
+    struct data_settings s;
+    TRY(resolve_vocabulary(cfg));
+    train_data_settings(cfg, &s);
+    double last = clock_seconds();
+    TRY(dir_make(s.cache_path));
+    return dataset_prepare(&s, force, progress, &last);
+}
+
+int train_open_data(struct config *cfg, struct dataset **out) {
+    struct data_settings s;
+    int rc = comm_world_rank() == 0 ? train_prepare_data(cfg, false) : 0;
+    int64_t worst = rc;
+    comm_world_max(&worst);
+    TRY(rc);
+    TRY((int)worst);
+    TRY(resolve_vocabulary(cfg));
+    train_data_settings(cfg, &s);
+    return dataset_open(&s, out);
+}

@@ -1,0 +1,79 @@
+/* The state of a run: what the loop, the reports and the checkpoints share. */
+#ifndef STRATA_RUN_IMPL_H
+#define STRATA_RUN_IMPL_H
+
+#include "checkpoint.h"
+#include "train_impl.h"
+
+struct totals { /* over the steps of one log interval */
+    double loss, seconds, data_wait, flops;
+    int64_t steps, targets, images;
+};
+
+struct run {
+    struct config *cfg;
+    struct grid *grid;
+    struct backend *be;
+    struct dataset *data;
+    struct stack stack;
+    int64_t *split;
+    struct plan_layout layout;
+    struct rank_plan plan;
+    struct stage stage;
+    struct arena life, step, scratch;
+    struct batcher *batcher;
+    struct pipeline *pipeline;
+    struct optim *optim;
+    struct lr_schedule schedule;
+    struct pipeline_result result;
+    bool first_rank, last_stage;
+
+    struct ckpt_settings ckpt;
+    struct ckpt_counters at;
+    struct ckpt_row *history;
+    int64_t n_history;
+    char tokenizer_sha256[65], *used_ini, *split_text, run_uuid[64];
+    int64_t last_saved; /* step of the newest checkpoint of this run, -1: none */
+    int save_failures;
+
+    FILE *metrics;
+    struct totals totals;
+    double flops_logged, wait_logged; /* counters at the last log line */
+    double started;
+};
+
+/* setup.c */
+int run_begin(struct run *r, struct config *cfg);
+void run_end(struct run *r);
+
+/* loop.c: one training step, its numbers. */
+struct step_numbers {
+    double loss, grad_norm, lr, seconds;
+    int64_t targets, tokens, images;
+    bool finite;
+};
+int run_steps(struct run *r);
+
+/* report.c */
+int report_begin(struct run *r); /* metrics.csv cut back to the step resumed from, status.json */
+void report_end(struct run *r);
+int report_step(struct run *r, const struct step_numbers *n);
+void report_plan(const struct run *r);
+int report_status(struct run *r, const char *state, int exit_code, const char *reason);
+
+/* save.c */
+void save_setup(struct run *r);
+int save_checkpoint(struct run *r); /* a failure that may be survived returns 0 and is logged */
+int save_resume(struct run *r);     /* finds and loads, or starts anew */
+
+/* stop.c: what asked for the end of the run, agreed by all ranks. */
+enum stop_level {
+    STOP_NO,
+    STOP_SAVE,    /* USR2, file SAVE: save and go on */
+    STOP_FINISH,  /* INT, file STOP: save, exit 0 */
+    STOP_AGAIN,   /* TERM, USR1, time: save, exit 75 */
+};
+void stop_install(const struct run *r);
+enum stop_level stop_wanted(struct run *r); /* collective over the world; rank 0 looks at files */
+
+#endif

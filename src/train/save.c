@@ -1,0 +1,164 @@
+/* Checkpoints of a run: what the checkpoint module needs to know of it. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "run_impl.h"
+
+/* Every key of the job file, as the checkpoint stores it. */
+struct key_list {
+    struct ckpt_key *key;
+    int64_t n, capacity;
+};
+
+static void add_key(void *arg, const char *section, const char *key, const char *value,
+                    bool defaulted) {
+    struct key_list *l = arg;
+    if (value == NULL) return;
+    if (l->n == l->capacity) {
+        l->capacity = l->capacity ? 2 * l->capacity : 128;
+        l->key = xrealloc(l->key, (size_t)l->capacity * sizeof *l->key);
+    }
+    l->key[l->n++] = (struct ckpt_key){xstrdup(section), xstrdup(key), xstrdup(value), defaulted};
+}
+
+static void free_keys(struct key_list *l) {
+    for (int64_t i = 0; i < l->n; i++) {
+        free((void *)l->key[i].section);
+        free((void *)l->key[i].key);
+        free((void *)l->key[i].value);
+    }
+    free(l->key);
+}
+
+void save_setup(struct run *r) {
+    const struct config *c = r->cfg;
+    r->ckpt = (struct ckpt_settings){
+        .save = c->checkpoint.save,
+        .load = c->checkpoint.load,
+        .resume = c->checkpoint.resume == RESUME_NEVER  ? CKPT_RESUME_NEVER
+                  : c->checkpoint.resume == RESUME_MUST ? CKPT_RESUME_MUST
+                                                        : CKPT_RESUME_AUTO,
+        .ckpt_step = c->checkpoint.ckpt_step,
+        .no_load_optim = c->checkpoint.no_load_optim,
+        .no_load_rng = c->checkpoint.no_load_rng,
+        .no_save_optim = c->checkpoint.no_save_optim,
+        .no_save_rng = c->checkpoint.no_save_rng,
+        .most_recent_k = c->checkpoint.most_recent_k,
+        .save_retain_interval = c->checkpoint.save_retain_interval > 0
+                                    ? c->checkpoint.save_retain_interval
+                                    : 0,
+        .verify_save = c->checkpoint.verify_save == VERIFY_SAVE_SAMPLE ? CKPT_VERIFY_SAMPLE
+                                                                       : CKPT_VERIFY_ALL,
+        .verify_load = c->checkpoint.verify_load == VERIFY_LOAD_SIZE   ? CKPT_VERIFY_SIZE
+                       : c->checkpoint.verify_load == VERIFY_LOAD_USED ? CKPT_VERIFY_USED
+                                                                       : CKPT_VERIFY_ALL,
+        .hash_sha256 = c->checkpoint.hash == HASH_SHA256,
+        .reproducible = c->checkpoint.reproducible,
+        .index = c->checkpoint.index,
+        .save_derived_weights = c->checkpoint.save_derived_weights};
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *to = open_memstream(&text, &bytes);
+    CHECK(to != NULL, "no memory");
+    for (int i = 0; i < r->layout.pp; i++)
+        fprintf(to, "%s%lld", i > 0 ? "," : "", (long long)r->split[i]);
+    fclose(to);
+    r->split_text = text;
+}
+
+/* The order of samples is a function of these. */
+static void order_key(const struct run *r, char text[96]) {
+    snprintf(text, 96, "philox packing %d, seed %lld, shuffle %s", RNG_PACKING_VERSION,
+             (long long)r->cfg->training.seed, r->cfg->data.shuffle ? "true" : "false");
+}
+
+static struct ckpt_state describe_state(struct run *r, struct key_list *keys, char order[96]) {
+    const struct config *c = r->cfg;
+    struct ckpt_state s = {.grid = r->grid,
+                           .set = &r->stage.params,
+                           .be = r->be,
+                           .sharded_optimizer = r->layout.optim.distributed,
+                           .at = r->at,
+                           .family = config_choice(c, &c->run.family),
+                           .seed = c->training.seed,
+                           .global_batch_size = c->training.global_batch_size,
+                           .order_key = order,
+                           .dataset_sha256 = dataset_digest(r->data),
+                           .tokenizer_sha256 = r->tokenizer_sha256,
+                           .template_text = config_choice(c, &c->data.conversation_template),
+                           .n_parameters = r->stack.n_parameters,
+                           .lr = lr_at(&r->schedule, c->optimizer.lr, r->at.step),
+                           .weight_decay = c->optimizer.weight_decay,
+                           .split_spec = r->split_text,
+                           .used_ini = r->used_ini,
+                           .run_uuid = r->run_uuid,
+                           .history = r->history,
+                           .n_history = r->n_history};
+    s.piece = optim_pieces(r->optim, &s.n_pieces);
+    order_key(r, order);
+    config_each(c, add_key, keys);
+    s.key = keys->key;
+    s.n_keys = keys->n;
+    return s;
+}
+
+int save_checkpoint(struct run *r) {
+    if (r->ckpt.save == NULL) return 0;
+    struct key_list keys = {0};
+    char order[96];
+    struct ckpt_state state = describe_state(r, &keys, order);
+    double start = clock_seconds();
+    int rc = ckpt_save(&r->ckpt, &state);
+    free_keys(&keys);
+    if (rc == 0) {
+        r->last_saved = r->at.step;
+        r->save_failures = 0;
+        log_info("saved step %lld in %s (%.2f s)", (long long)r->at.step, r->ckpt.save,
+                 clock_seconds() - start);
+        return 0;
+    }
+    if (++r->save_failures >= r->cfg->checkpoint.save_max_failures)
+        return error_note(rc, "%d saves in a row failed ([checkpoint] save_max_failures)",
+                          r->save_failures);
+    if (r->first_rank) error_print(stderr);
+    error_clear();
+    log_info("step %lld was not saved; older checkpoints are untouched and training goes on",
+             (long long)r->at.step);
+    return 0;
+}
+
+static void take_history(struct run *r, const struct ckpt_state *state) {
+    r->n_history = state->n_history;
+    if (state->n_history > 0)
+        memcpy(r->history, state->history, (size_t)state->n_history * sizeof *r->history);
+    free((void *)state->history);
+}
+
+int save_resume(struct run *r) {
+    r->history = xcalloc((size_t)r->cfg->derived.train_iters + 1, sizeof *r->history);
+    if (r->ckpt.load == NULL && r->ckpt.save == NULL) return 0;
+    struct key_list keys = {0};
+    struct ckpt_found found = {0};
+    char order[96];
+    struct ckpt_state state = describe_state(r, &keys, order);
+    state.history = NULL;
+    state.n_history = 0;
+    int rc = ckpt_resume(&r->ckpt, &state, &found);
+    free_keys(&keys);
+    TRY(rc);
+    if (found.n_skipped > 0) log_info("passed over:\n%s", found.skipped);
+    if (!found.any) {
+        log_info("no checkpoint in %s: starting anew",
+                 r->ckpt.load != NULL ? r->ckpt.load : r->ckpt.save);
+    } else {
+        r->at = state.at;
+        optim_set_updates(r->optim, r->at.optimizer_step);
+        snprintf(r->run_uuid, sizeof r->run_uuid, "%s", found.run_uuid != NULL ? found.run_uuid : "");
+        r->last_saved = found.step;
+        log_info("resumed from %s, step %lld; %lld steps lost", found.dir, (long long)found.step,
+                 (long long)(found.newest_step - found.step));
+        take_history(r, &state);
+    }
+    ckpt_found_free(&found);
+    return 0;
+}

@@ -1,0 +1,208 @@
+/* From a checked job file to a run that is ready for its first step. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "run_impl.h"
+
+static const struct group *world(const struct run *r) { return grid_group(r->grid, GROUP_WORLD); }
+
+static int check_stack(const struct config *cfg) {
+    int rc = 0;
+    if (cfg->parallel.pipeline_dtype != CONFIG_UNSET &&
+        cfg->parallel.pipeline_dtype != PRECISION_FP32)
+        rc = config_raise(cfg, &cfg->parallel.pipeline_dtype,
+                          "the type at the cuts is the working type, fp32, in this version");
+    return rc;
+}
+
+/* The largest micro-batch decides memory; the step's samples do not depend on the layout. */
+static int setup_batches(struct run *r, const struct microbatch **largest) {
+    const struct config *c = r->cfg;
+    const struct group *dp = grid_group(r->grid, GROUP_DP);
+    struct batcher_settings s = {.micro_batch_size = c->training.micro_batch_size,
+                                 .global_batch_size = c->training.global_batch_size,
+                                 .dp = group_rank(dp),
+                                 .D = group_size(dp),
+                                 .M = (int)c->derived.n_micro_batches,
+                                 .shuffle = c->data.shuffle,
+                                 .per_token_loss = c->training.calculate_per_token_loss,
+                                 .run_key = rng_run_key(c->training.seed),
+                                 .num_workers = (int)c->data.num_workers};
+    TRY(batcher_create(&s, r->data, &r->stack, &r->batcher));
+    *largest = batcher_largest(r->batcher, 0,
+                               c->derived.train_iters * c->training.global_batch_size);
+    return 0;
+}
+
+static int setup_split(struct run *r, const struct microbatch *largest) {
+    struct config *c = r->cfg;
+    int64_t pp = c->parallel.pipeline_model_parallel_size;
+    r->split = xcalloc((size_t)pp, sizeof *r->split);
+    if (c->parallel.split_spec.n > 0) {
+        memcpy(r->split, c->parallel.split_spec.v, (size_t)pp * sizeof *r->split);
+        return 0;
+    }
+    TRY(plan_split(&r->stack, largest, (int)pp, r->split));
+    return config_resolve_split(c, r->split, pp);
+}
+
+static int take_arena(struct run *r, struct arena *a, const char *name, size_t bytes) {
+    void *base = r->be->ops->mem_alloc(r->be, bytes + ARENA_ALIGN);
+    if (base == NULL)
+        return error_raise(EXIT_UNAVAILABLE,
+                           "the device does not give %zu bytes for %s; `strata check` prints the "
+                           "plan; a smaller micro_batch_size, recompute_granularity = full or more "
+                           "stages need less",
+                           bytes, name);
+    arena_init(a, name, base, bytes + ARENA_ALIGN);
+    return 0;
+}
+
+static int take_memory(struct run *r) {
+    TRY(take_arena(r, &r->life, "weights and states", rank_plan_life(&r->plan)));
+    TRY(take_arena(r, &r->step, "activations and messages", rank_plan_step(&r->plan)));
+    TRY(take_arena(r, &r->scratch, "scratch", r->plan.scratch));
+    for (int g = 0; g < GROUP_COUNT; g++)
+        group_reserve(grid_group(r->grid, (enum group_id)g), r->be, r->plan.group_workspace[g]);
+    return 0;
+}
+
+static int setup_optimizer(struct run *r) {
+    int *index = xcalloc((size_t)r->stage.params.n + 1, sizeof *index);
+    for (int i = 0; i < r->stage.params.n; i++)
+        index[i] = r->stack.first_param[r->stage.first] + i;
+    int rc = optim_create(&r->layout.optim, &r->stage.params, index, r->stack.n_params, r->grid,
+                          &r->optim);
+    free(index);
+    TRY(rc);
+    TRY(optim_layout(r->optim, r->be, &r->life));
+    const struct config *c = r->cfg;
+    static const enum lr_style style[] = {[LR_DECAY_CONSTANT] = LR_CONSTANT,
+                                          [LR_DECAY_LINEAR] = LR_LINEAR,
+                                          [LR_DECAY_COSINE] = LR_COSINE,
+                                          [LR_DECAY_INVERSE_SQUARE_ROOT] = LR_INVERSE_SQRT,
+                                          [LR_DECAY_WSD] = LR_WSD};
+    static const enum lr_wsd_style wsd[] = {[WSD_EXPONENTIAL] = LR_WSD_EXPONENTIAL,
+                                            [WSD_LINEAR] = LR_WSD_LINEAR,
+                                            [WSD_COSINE] = LR_WSD_COSINE,
+                                            [WSD_MINUS_SQRT] = LR_WSD_MINUS_SQRT};
+    r->schedule = (struct lr_schedule){.style = style[c->optimizer.lr_decay_style],
+                                       .wsd_style = wsd[c->optimizer.lr_wsd_decay_style],
+                                       .init = c->optimizer.lr_warmup_init,
+                                       .min = c->optimizer.min_lr,
+                                       .warmup = c->derived.lr_warmup,
+                                       .decay = c->derived.lr_decay,
+                                       .wsd_decay = c->derived.lr_wsd_decay};
+    return lr_schedule_check(&r->schedule, c->optimizer.lr, "[optimizer] lr");
+}
+
+static int setup_stage(struct run *r, const struct microbatch *largest) {
+    const struct group *pp = grid_group(r->grid, GROUP_PP), *tp = grid_group(r->grid, GROUP_TP);
+    const struct group *dp = grid_group(r->grid, GROUP_DP);
+    plan_layout_from_config(r->cfg, r->split, &r->layout);
+    TRY(plan_rank(&r->stack, &r->layout, group_rank(tp), group_rank(pp), group_rank(dp), largest,
+                  &r->plan));
+    TRY(take_memory(r));
+    TRY(stage_build(&r->stack, r->plan.first, r->plan.end, group_size(tp), group_rank(tp),
+                    r->layout.recompute, r->layout.recompute_layers, &r->stage));
+    stage_allocate(&r->stage, r->be, &r->life);
+    stage_tables_fill(&r->stage, r->be);
+    TRY(setup_optimizer(r));
+    TRY(pipeline_create(&r->stage, r->be, r->grid, group_size(pp), group_rank(pp),
+                        &r->layout.pipeline, &r->plan.pipeline, &r->step, &r->scratch,
+                        &r->pipeline));
+    batcher_attach(r->batcher, &r->stage, largest);
+    r->last_stage = group_rank(pp) == group_size(pp) - 1;
+    r->result.loss_sum = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(double));
+    r->result.loss_rows = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(int64_t));
+    return 0;
+}
+
+/* Whatever fails on one rank ends all of them before anybody waits for it. */
+static int agree(const struct run *r, int rc) {
+    int worst = comm_vote(world(r), rc);
+    if (rc == 0 && worst != 0) return worst;
+    return rc;
+}
+
+static int open_run_dir(struct run *r) {
+    if (!r->first_rank) return 0;
+    TRY(dir_make(r->cfg->run.run_dir));
+    char *path = xasprintf("%s/log", r->cfg->run.run_dir);
+    int rc = log_open(path);
+    free(path);
+    return rc;
+}
+
+static int write_used(struct run *r) {
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *to = open_memstream(&text, &bytes);
+    CHECK(to != NULL, "no memory for used.ini");
+    int rc = config_write_used(r->cfg, to);
+    fclose(to);
+    r->used_ini = text;
+    if (rc != 0 || !r->first_rank) return rc;
+    char *path = xasprintf("%s/used.ini", r->cfg->run.run_dir);
+    rc = file_write_atomic(path, text, bytes);
+    free(path);
+    return rc;
+}
+
+static int begin_on_grid(struct run *r) {
+    struct config *c = r->cfg;
+    const struct microbatch *largest;
+    TRY(agree(r, open_run_dir(r)));
+    TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_host(), &r->be));
+    TRY(train_open_data(c, &r->data));
+    TRY(agree(r, stack_build(c, &r->stack)));
+    TRY(agree(r, setup_batches(r, &largest)));
+    TRY(agree(r, setup_split(r, largest)));
+    TRY(agree(r, setup_stage(r, largest)));
+    TRY(agree(r, write_used(r)));
+    report_plan(r);
+    param_set_initialise(&r->stage.params, r->be, r->layout.pipeline.run_key);
+    save_setup(r);
+    TRY(save_resume(r));
+    TRY(agree(r, report_begin(r)));
+    stop_install(r);
+    return 0;
+}
+
+int run_begin(struct run *r, struct config *cfg) {
+    memset(r, 0, sizeof *r);
+    r->cfg = cfg;
+    r->started = clock_seconds();
+    r->last_saved = -1;
+    r->first_rank = comm_world_rank() == 0;
+    TRY(check_stack(cfg));
+    TRY(grid_create((int)cfg->parallel.tensor_model_parallel_size,
+                    (int)cfg->parallel.pipeline_model_parallel_size,
+                    cfg->parallel.use_tp_pp_dp_mapping,
+                    cfg->parallel.distributed_timeout_minutes, &r->grid));
+    return begin_on_grid(r);
+}
+
+void run_end(struct run *r) {
+    report_end(r);
+    pipeline_destroy(r->pipeline);
+    optim_destroy(r->optim);
+    batcher_destroy(r->batcher);
+    stage_free(&r->stage);
+    stack_free(&r->stack);
+    if (r->data != NULL) dataset_close(r->data);
+    if (r->be != NULL) {
+        if (r->life.base != NULL) r->be->ops->mem_free(r->be, r->life.base);
+        if (r->step.base != NULL) r->be->ops->mem_free(r->be, r->step.base);
+        if (r->scratch.base != NULL) r->be->ops->mem_free(r->be, r->scratch.base);
+    }
+    if (r->grid != NULL) grid_destroy(r->grid);
+    if (r->be != NULL) backend_destroy(r->be);
+    free(r->result.loss_sum);
+    free(r->result.loss_rows);
+    free(r->split);
+    free(r->used_ini);
+    free(r->split_text);
+    free(r->history);
+    log_close();
+}

@@ -1,0 +1,65 @@
+/* Signals and files that ask a run to save or to stop. */
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "run_impl.h"
+
+/* The stop flag: the only thing a handler may touch. */
+static volatile sig_atomic_t stop_signal;
+
+static void remember(int signal) {
+    if (signal == SIGUSR2) {
+        if (stop_signal < STOP_SAVE) stop_signal = STOP_SAVE;
+    } else if (signal == SIGINT) {
+        if (stop_signal < STOP_FINISH) stop_signal = STOP_FINISH;
+    } else {
+        stop_signal = STOP_AGAIN;
+    }
+}
+
+static int configured_signal(const struct run *r) {
+    switch (r->cfg->training.exit_signal) {
+    case EXIT_SIGNAL_INT: return SIGINT;
+    case EXIT_SIGNAL_USR1: return SIGUSR1;
+    case EXIT_SIGNAL_USR2: return SIGUSR2;
+    case EXIT_SIGNAL_HUP: return SIGHUP;
+    default: return SIGTERM;
+    }
+}
+
+void stop_install(const struct run *r) {
+    struct sigaction act;
+    memset(&act, 0, sizeof act);
+    act.sa_handler = remember;
+    act.sa_flags = SA_RESTART;
+    stop_signal = STOP_NO;
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is an error of write, not a death */
+    if (!r->cfg->training.exit_signal_handler) return;
+    const int signals[] = {SIGTERM, SIGUSR1, SIGUSR2, SIGINT, configured_signal(r)};
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        sigaction(signals[i], &act, NULL);
+}
+
+static bool file_asks(const struct run *r, const char *name, bool remove) {
+    char *path = xasprintf("%s/%s", r->cfg->run.run_dir, name);
+    bool there = access(path, F_OK) == 0;
+    if (there && remove) unlink(path);
+    free(path);
+    return there;
+}
+
+enum stop_level stop_wanted(struct run *r) {
+    int64_t level = stop_signal;
+    if (stop_signal == STOP_SAVE) stop_signal = STOP_NO;
+    if (r->first_rank) {
+        if (file_asks(r, "SAVE", true) && level < STOP_SAVE) level = STOP_SAVE;
+        if (file_asks(r, "STOP", false) && level < STOP_FINISH) level = STOP_FINISH;
+        int64_t minutes = r->cfg->training.exit_duration_in_mins;
+        if (minutes > 0 && clock_seconds() - r->started >= 60.0 * (double)minutes)
+            level = STOP_AGAIN;
+    }
+    comm_allreduce_i64(grid_group(r->grid, GROUP_WORLD), &level, 1, REDUCE_MAX);
+    return (enum stop_level)level;
+}

@@ -2,6 +2,7 @@
 #ifndef STRATA_TRAIN_H
 #define STRATA_TRAIN_H
 
+#include "comm.h"
 #include "config.h"
 #include "data.h"
 
@@ -13,7 +14,7 @@ int train_run(struct config *cfg);
 void train_data_settings(const struct config *cfg, struct data_settings *out);
 /* Rank 0 prepares the data set if need be, the others wait; then every rank opens it. Sets the
  * vocabulary if the job file left it to the tokenizer. Collective over the world. */
-int train_open_data(struct config *cfg, struct dataset **out);
+int train_open_data(struct config *cfg, const struct grid *grid, struct dataset **out);
 /* Without MPI: builds the index. */
 int train_prepare_data(struct config *cfg, bool force);
 

@@ -88,13 +88,12 @@ int train_prepare_data(struct config *cfg, bool force) {
     return dataset_prepare(&s, force, progress, &last);
 }
 
-int train_open_data(struct config *cfg, struct dataset **out) {
+int train_open_data(struct config *cfg, const struct grid *grid, struct dataset **out) {
     struct data_settings s;
     int rc = comm_world_rank() == 0 ? train_prepare_data(cfg, false) : 0;
-    int64_t worst = rc;
-    comm_world_max(&worst);
+    int worst = comm_vote(grid_group(grid, GROUP_WORLD), rc);
     TRY(rc);
-    TRY((int)worst);
+    TRY(worst);
     TRY(resolve_vocabulary(cfg));
     train_data_settings(cfg, &s);
     return dataset_open(&s, out);

@@ -154,7 +154,7 @@ static int begin_on_grid(struct run *r) {
     const struct microbatch *largest;
     TRY(agree(r, open_run_dir(r)));
     TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_host(), &r->be));
-    TRY(train_open_data(c, &r->data));
+    TRY(train_open_data(c, r->grid, &r->data));
     TRY(agree(r, stack_build(c, &r->stack)));
     TRY(agree(r, setup_batches(r, &largest)));
     TRY(agree(r, setup_split(r, largest)));

@@ -1,0 +1,16 @@
+/* The commands of build/strata; each gets the words behind its name and returns an exit code. */
+#ifndef STRATA_CLI_IMPL_H
+#define STRATA_CLI_IMPL_H
+
+#include "train.h"
+
+int cli_train(int argc, char **argv);
+int cli_prepare(int argc, char **argv);
+int cli_check(int argc, char **argv);
+int cli_keys(int argc, char **argv);
+int cli_version(int argc, char **argv);
+
+/* JOB.ini [section:key=value ...] -> a loaded job file. Options of the command are gone already. */
+int cli_load_job(int argc, char **argv, const char *command, struct config **out);
+
+#endif

@@ -1,0 +1,61 @@
+/* strata train, strata prepare. */
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cli_impl.h"
+
+int cli_load_job(int argc, char **argv, const char *command, struct config **out) {
+    if (argc < 1)
+        return error_raise(EXIT_USAGE, "strata %s needs a job file: strata %s JOB.ini", command,
+                           command);
+    return config_load(argv[0], argc - 1, argv + 1, out);
+}
+
+static int load_and_train(int argc, char **argv) {
+    struct config *cfg = NULL;
+    TRY(cli_load_job(argc, argv, "train", &cfg));
+    int rc = config_check_world(cfg, comm_world_size());
+    if (rc == 0) rc = config_check_trainable(cfg);
+    if (rc == 0) rc = train_run(cfg);
+    config_free(cfg);
+    return rc;
+}
+
+/* An error that several ranks meet is printed by the lowest of them: it ends the job before the
+ * others have waited out their turn. A rank without a message of its own waits for the one that
+ * has. */
+static void fail(int rc) {
+    int rank = comm_world_rank();
+    double turn = error_count() == 0 ? 30.0 : rank == 0 ? 0.0 : 0.5 + 0.02 * rank;
+    struct timespec t = {(time_t)turn, (long)((turn - (double)(time_t)turn) * 1e9)};
+    nanosleep(&t, NULL);
+    if (error_count() == 0) error_raise(rc, "another rank failed and did not say why");
+    error_exit();
+}
+
+int cli_train(int argc, char **argv) {
+    int mpi_argc = 0;
+    TRY(comm_init(&mpi_argc, NULL));
+    int rc = load_and_train(argc, argv);
+    if (rc != 0 && rc != EXIT_AGAIN) fail(rc);
+    comm_finalize();
+    return rc;
+}
+
+int cli_prepare(int argc, char **argv) {
+    bool force = false;
+    int n = 0;
+    char *kept[64];
+    for (int i = 0; i < argc && n < 64; i++) {
+        if (strcmp(argv[i], "--force") == 0)
+            force = true;
+        else
+            kept[n++] = argv[i];
+    }
+    struct config *cfg = NULL;
+    TRY(cli_load_job(n, kept, "prepare", &cfg));
+    int rc = train_prepare_data(cfg, force);
+    config_free(cfg);
+    return rc;
+}

@@ -72,7 +72,10 @@ struct ckpt_state {
     /* recorded */
     int64_t n_parameters; /* of the whole model, frozen ones too */
     double lr, weight_decay;
-    const char *split_spec, *used_ini, *run_uuid /* "" = new */, *parent_uuid;
+    const char *split_spec, *used_ini;
+    /* Buffers of 37 bytes of the caller, "" at start: ckpt_load fills both, ckpt_save makes a
+     * run_uuid where there is none and leaves the checkpoint's own uuid in parent_uuid. */
+    char *run_uuid, *parent_uuid;
     const struct ckpt_key *key;
     int64_t n_keys;
     const struct ckpt_text *code, *provenance;

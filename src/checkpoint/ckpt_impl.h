@@ -1,0 +1,182 @@
+/* checkpoint, private: boxes, the parts a rank holds, the manifest, folders. No HDF5 here
+ * (h5_impl.h). */
+#ifndef STRATA_CKPT_IMPL_H
+#define STRATA_CKPT_IMPL_H
+
+#include "checkpoint.h"
+
+#define CKPT_FORMAT "strata-checkpoint"
+#define CKPT_VERSION "1.0.0"
+#define CKPT_MAJOR 1
+#define CKPT_DIMS 4
+#define CKPT_CRC_BLOCK ((int64_t)4 << 20)
+#define CKPT_SLICE ((int64_t)64 << 20) /* bytes of one HDF5 transfer */
+#define CKPT_MANIFEST "manifest.json"
+#define CKPT_MANIFEST_MAX ((size_t)256 << 20)
+#define CKPT_NAME_MAX 255
+#define CKPT_LATEST "latest_checkpointed_iteration.txt"
+#define CKPT_PATH_MAX 4096
+
+enum ckpt_role { CKPT_WEIGHT, CKPT_MASTER, CKPT_MOMENT1, CKPT_MOMENT2, CKPT_ROLES };
+const char *ckpt_role_name(enum ckpt_role role); /* "weight", ... */
+
+/* ---- boxes: offset and count of a row-major array of n dimensions ---------------------------- */
+struct box {
+    int n;
+    int64_t offset[CKPT_DIMS], count[CKPT_DIMS];
+};
+int64_t box_volume(const struct box *b);
+bool box_intersect(const struct box *a, const struct box *b, struct box *out); /* false: empty */
+bool box_inside(const struct box *b, const int64_t *shape);
+/* The flat range [first, first+count) of an array as at most 2n-1 boxes, in order. Returns how
+ * many. */
+#define BOX_FLAT_MAX (2 * CKPT_DIMS - 1)
+int box_from_flat(int n, const int64_t *extent, int64_t first, int64_t count, struct box *out);
+/* "[0:4, 8:16]" */
+void box_text(const struct box *b, char *text, size_t size);
+
+/* ---- parts: a box of a global tensor and where this rank keeps it ------------------------------ */
+struct part {
+    int param; /* index into the set */
+    enum ckpt_role role;
+    enum dtype dtype;
+    struct box box;            /* of the global tensor */
+    int64_t local[CKPT_DIMS];  /* where the box begins in the local array */
+    int64_t extent[CKPT_DIMS]; /* shape of the local array */
+    int64_t first;             /* flat index in it of data[0] */
+    char *data;                /* device */
+};
+struct part_list {
+    struct part *part;
+    int64_t n, capacity;
+};
+void part_list_free(struct part_list *list);
+int64_t part_bytes(const struct part *p);
+/* Shape of the local array of tensor-parallel rank `rank` of `size`: the global shape with the cut
+ * axis shortened. */
+void param_extent(const struct param *p, int size, int rank, int64_t *extent);
+/* Everything this rank holds of the weights, and of the moments. */
+void parts_held(const struct ckpt_state *s, bool weights, bool moments, struct part_list *list);
+/* What this rank writes: the write plan. Every element of every tensor exactly once over the
+ * world. stored_elsewhere[param] (or NULL): an earlier stage owns the tensor of that name. Pure:
+ * the same table and layout give the same plan; the fullest writer of a stage has <= 1.10 x the
+ * mean. */
+struct plan_layout {
+    int tp, dp, tp_rank, dp_rank;
+};
+void parts_to_write(const struct ckpt_state *s, const struct plan_layout *layout,
+                    const bool *stored_elsewhere, bool moments, struct part_list *list);
+/* Packed row-major host copy of box `sub` (global coordinates, inside p->box), and back. */
+void part_download(const struct part *p, const struct box *sub, struct backend *be, void *host);
+void part_upload(const struct part *p, const struct box *sub, struct backend *be,
+                 const void *host);
+/* Name of the tensor: "model/...", "optimizer/m/...". */
+void part_tensor_name(const struct param *p, enum ckpt_role role, char *name, size_t size);
+
+/* ---- manifest ----------------------------------------------------------------------------------- */
+struct ckpt_file {
+    char *name;
+    int64_t bytes;
+    uint32_t crc;
+    char sha256[65]; /* "" if not computed */
+    bool inspection; /* index.h5: its absence is no damage */
+};
+struct ckpt_block {
+    int file;
+    char *dataset;
+    struct box box;
+    int64_t file_offset, bytes;
+    uint32_t *crc; /* of every CKPT_CRC_BLOCK bytes */
+    int64_t n_crc;
+};
+struct ckpt_tensor {
+    char *name;
+    enum ckpt_role role;
+    enum dtype dtype;
+    int n_dims;
+    int64_t shape[CKPT_DIMS];
+    struct ckpt_block *block;
+    int64_t n_blocks;
+};
+struct ckpt_manifest {
+    char uuid[37], run_uuid[37], parent_uuid[37], created[32];
+    int64_t step, tp, pp, dp, writers;
+    char *split_spec;
+    struct ckpt_file *file;
+    int64_t n_files;
+    struct ckpt_tensor *tensor; /* sorted by name once merged or read */
+    int64_t n_tensors;
+};
+void manifest_free(struct ckpt_manifest *m); /* the struct too; NULL is legal */
+struct ckpt_file *manifest_add_file(struct ckpt_manifest *m, const char *name);
+struct ckpt_tensor *manifest_add_tensor(struct ckpt_manifest *m, const char *name);
+struct ckpt_block *manifest_add_block(struct ckpt_tensor *t);
+int64_t ckpt_crc_blocks(int64_t bytes);
+const struct ckpt_tensor *manifest_find(const struct ckpt_manifest *m, const char *name);
+void manifest_sort(struct ckpt_manifest *m);
+/* Moves files and tensors of `from` (another writer's) into m; frees from. Sort afterwards. */
+void manifest_merge(struct ckpt_manifest *m, struct ckpt_manifest *from);
+char *manifest_text(const struct ckpt_manifest *m, size_t *bytes); /* free() it */
+/* Own CRC, version, names, arithmetic. `path` is for messages. EXIT_BAD_DATA; EXIT_RESUME for a
+ * version that this program does not know. */
+int manifest_parse(const char *path, const char *text, size_t bytes, struct ckpt_manifest **m);
+/* Boxes of each tensor lie inside it, do not overlap, and their volumes sum to it. */
+int manifest_check_coverage(const struct ckpt_manifest *m, const char *path);
+bool ckpt_name_legal(const char *file_name);   /* one path component, no leading dot */
+bool ckpt_tensor_name_legal(const char *name); /* [a-z0-9_.] components */
+
+/* ---- reading back and verifying ---------------------------------------------------------------- */
+/* One sequential read of one file: its size, CRC32C (SHA-256 if recorded), and the CRC of every
+ * block in it (one in `one_in` of the CRC blocks, starting at `turn`). Records a sentence for each
+ * damaged tensor range. `fill`: the file's own checksums are recorded instead of compared. */
+struct scan {
+    const char *dir;
+    struct ckpt_manifest *m;
+    int file;
+    bool fill, sha256, drop_cache;
+    int64_t one_in, turn;
+};
+int ckpt_scan_file(const struct scan *scan);
+/* Exactly the files of the manifest, and their sizes. */
+int ckpt_check_files(const char *dir, const struct ckpt_manifest *m);
+/* The CRC blocks that overlap bytes [first, first+count) of a block's data. */
+int ckpt_check_block(const char *dir, const struct ckpt_manifest *m, const struct ckpt_tensor *t,
+                     const struct ckpt_block *b, int64_t first, int64_t count);
+int ckpt_read_manifest(const char *dir, struct ckpt_manifest **m); /* EXIT_NO_INPUT: none there */
+
+/* ---- folders ------------------------------------------------------------------------------------ */
+int folder_sync(const char *path);
+int folder_remove(const char *path); /* with its files; absent is fine */
+bool folder_exists(const char *path);
+int folder_rename(const char *from, const char *to);
+/* Names in a folder, sorted; EXIT_NO_INPUT if it is not there. */
+struct name_list {
+    char **name;
+    int64_t n;
+};
+int folder_list(const char *path, struct name_list *list);
+void name_list_free(struct name_list *list);
+int folder_free_space(const char *path, int64_t bytes, int64_t files);
+void text_printable(const char *text, char *out, size_t size); /* control characters escaped */
+/* Exit code for a failed call that should have made something: by errno. */
+int exit_code_of_errno(int error);
+
+/* ---- names and states of checkpoint folders ------------------------------------------------------ */
+int64_t ckpt_folder_step(const char *name); /* of "iter_0001000"; -1: the name is anything else */
+void ckpt_shard_name(char *name, size_t size, int64_t step, int64_t index, int64_t count);
+int ckpt_mark_refused(const char *dir, const char *why);
+bool ckpt_is_refused(const char *dir);
+/* .trash-* and .tmp-* of earlier runs; a .tmp- with a verifying manifest is committed. */
+int ckpt_recover(const char *save);
+int ckpt_retain(const struct ckpt_settings *s, int64_t newest);
+int ckpt_commit_folder(const char *save, const char *tmp, int64_t step); /* steps 11, 12 */
+
+/* ---- agreement over the world --------------------------------------------------------------------- */
+/* Collective: the largest code of all ranks; a rank without an error of its own records the
+ * sentence of the lowest failing rank. */
+int ckpt_agree(const struct group *world, int rc);
+/* Collective: the bytes of `root` on every rank (allocated, NUL added). */
+char *ckpt_share(const struct group *world, const void *mine, size_t mine_bytes, int root,
+                 size_t *bytes);
+
+#endif

@@ -1,0 +1,77 @@
+/* checkpoint, private: the door to HDF5. Every id is closed with a check; a failing call becomes a
+ * sentence with the library's own reason behind it. Callers hold settings->hdf5_lock. */
+#ifndef STRATA_CKPT_H5_IMPL_H
+#define STRATA_CKPT_H5_IMPL_H
+
+#include <hdf5.h>
+#include <hdf5_hl.h>
+
+#include "ckpt_impl.h"
+
+#define H5_TEXT_MAX ((size_t)16 << 20)
+
+void h5_begin(const struct ckpt_settings *s); /* lock, no printing, no filter plug-ins */
+void h5_end(const struct ckpt_settings *s);
+/* Records the sentence with the innermost reason of the HDF5 error stack appended. */
+int h5_error(int exit_code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Closes an id of any kind: keeps rc if it is an error, else reports a failing close. Negative ids
+ * are skipped. */
+int h5_close(int rc, hid_t id, const char *what);
+
+hid_t h5_dtype(enum dtype t); /* type as stored; close it */
+hid_t h5_access(void);        /* file access list: serial, V110, strict close, aligned */
+hid_t h5_create_list(hid_t class_id); /* of file, group, dataset, type: no times, order tracked */
+
+int h5_put_text(hid_t at, const char *name, const char *value); /* NULL: "" */
+int h5_put_integer(hid_t at, const char *name, int64_t value);
+int h5_put_integers(hid_t at, const char *name, const int64_t *v, int64_t rows, int64_t cols);
+int h5_put_real(hid_t at, const char *name, double value);
+int h5_get_text(hid_t at, const char *name, char **value); /* allocated */
+int h5_get_integer(hid_t at, const char *name, int64_t *value);
+int h5_get_integers(hid_t at, const char *name, int64_t *v, int n); /* exactly n */
+
+/* ---- writing a shard -------------------------------------------------------------------------- */
+struct shard {
+    const char *path;
+    hid_t file, group_list, bfloat16;
+    int fd; /* for fsync: opened before the first write */
+};
+struct shard_identity { /* of the checkpoint that is being written */
+    const struct ckpt_manifest *m; /* uuids, created, step, layout */
+    int64_t index;
+    const struct grid *grid;
+};
+int shard_create(struct shard *s, const char *path, const struct shard_identity *id,
+                 const struct ckpt_settings *settings);
+/* Opens the group at `path`, making what is missing. Groups with a number as name get stack_layer
+ * (unless it is negative). */
+int shard_group(struct shard *s, const char *path, int stack_layer, hid_t *group);
+int shard_write_common(struct shard *s, const struct shard_identity *id,
+                       const struct ckpt_settings *settings, const struct ckpt_state *state);
+/* host: the packed bytes of b->box. Sets b->file_offset. */
+int shard_write_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
+                      struct ckpt_block *b, const void *host);
+int shard_close(int rc, struct shard *s); /* close, fsync; frees nothing else */
+
+/* ---- reading one ------------------------------------------------------------------------------- */
+struct shard_reader {
+    const struct ckpt_manifest *m;
+    int file_index;
+    char *path;
+    hid_t file;
+};
+/* Opens and compares uuid, step and index with the manifest. */
+int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manifest *m, int file);
+/* The dataset of a block after all checks of its links, layout, type, extent and place. */
+int reader_dataset(const struct shard_reader *r, const struct ckpt_tensor *t,
+                   const struct ckpt_block *b, hid_t *dataset);
+/* Packed bytes of `sub` (global coordinates, inside b->box). */
+int reader_read(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
+                const struct ckpt_block *b, const struct box *sub, void *host);
+int reader_close(int rc, struct shard_reader *r);
+int reader_counters(const struct shard_reader *r, struct ckpt_counters *at);
+int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t *n);
+
+int index_write(const char *path, const struct ckpt_manifest *m); /* virtual datasets */
+
+#endif

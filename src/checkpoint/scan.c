@@ -1,0 +1,250 @@
+/* Reading files back byte by byte: sizes, checksums, and which tensor a damaged byte belongs to. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ckpt_impl.h"
+
+#define CHUNK ((size_t)1 << 20)
+#define IO_TRIES 4
+
+/* A regular file inside the folder, never through a link. */
+static int open_file(const char *dir, const char *name, int *fd) {
+    int folder = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct stat st;
+    *fd = folder < 0 ? -1 : openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int error = errno;
+    if (folder >= 0) close(folder);
+    if (*fd < 0)
+        return error_raise(EXIT_BAD_DATA, "%s/%s cannot be opened: %s", dir, name, strerror(error));
+    if (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)) return 0;
+    close(*fd);
+    return error_raise(EXIT_BAD_DATA, "%s/%s is no regular file", dir, name);
+}
+
+/* Exactly n bytes at `at`; a passing EIO or ESTALE is tried again after a moment. */
+static int read_at(int fd, char *to, size_t n, int64_t at, const char *dir, const char *name) {
+    int tries = 0;
+    while (n > 0) {
+        ssize_t got = pread(fd, to, n, at);
+        if (got > 0) {
+            to += got;
+            at += got;
+            n -= (size_t)got;
+            continue;
+        }
+        if (got == 0)
+            return error_raise(EXIT_BAD_DATA, "%s/%s ends at byte %lld", dir, name, (long long)at);
+        if (errno == EINTR) continue;
+        if ((errno != EIO && errno != ESTALE) || ++tries == IO_TRIES)
+            return error_raise(EXIT_IO, "%s/%s: reading failed at byte %lld: %s", dir, name,
+                               (long long)at, strerror(errno));
+        struct timespec pause = {.tv_nsec = 50000000L << tries};
+        nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
+/* A CRC block as a range of the file. */
+struct range {
+    int64_t first, end;
+    const struct ckpt_tensor *tensor;
+    const struct ckpt_block *block;
+    int64_t index;
+    uint32_t crc;
+};
+
+static int by_place(const void *a, const void *b) {
+    int64_t x = ((const struct range *)a)->first, y = ((const struct range *)b)->first;
+    return x < y ? -1 : x > y;
+}
+
+static struct range crc_range(const struct ckpt_tensor *t, const struct ckpt_block *b, int64_t k) {
+    int64_t first = b->file_offset + k * CKPT_CRC_BLOCK, end = first + CKPT_CRC_BLOCK;
+    if (end > b->file_offset + b->bytes) end = b->file_offset + b->bytes;
+    return (struct range){.first = first, .end = end, .tensor = t, .block = b, .index = k};
+}
+
+static int64_t collect_ranges(const struct scan *s, struct range **out) {
+    int64_t n = 0, capacity = 0, number = 0;
+    struct range *range = NULL;
+    for (int64_t i = 0; i < s->m->n_tensors; i++)
+        for (int64_t j = 0; j < s->m->tensor[i].n_blocks; j++) {
+            const struct ckpt_block *b = &s->m->tensor[i].block[j];
+            if (b->file != s->file) continue;
+            for (int64_t k = 0; k < b->n_crc; k++) {
+                if (number++ % s->one_in != s->turn % s->one_in) continue;
+                if (n == capacity) {
+                    capacity = capacity ? 2 * capacity : 256;
+                    range = xrealloc(range, (size_t)capacity * sizeof *range);
+                }
+                range[n++] = crc_range(&s->m->tensor[i], b, k);
+            }
+        }
+    if (n > 0) qsort(range, (size_t)n, sizeof *range, by_place);
+    *out = range;
+    return n;
+}
+
+static int damaged(const char *dir, const struct ckpt_manifest *m, const struct range *r) {
+    char box[160];
+    int64_t element = (int64_t)dtype_size(r->tensor->dtype);
+    int64_t first = (r->first - r->block->file_offset) / element;
+    int64_t end = (r->end - r->block->file_offset) / element;
+    box_text(&r->block->box, box, sizeof box);
+    return error_raise(EXIT_BAD_DATA,
+                       "%s/%s: tensor %s is damaged: elements %lld to %lld of dataset %s (box %s), "
+                       "bytes %lld to %lld of the file: CRC32C %08x, expected %08x",
+                       dir, m->file[r->block->file].name, r->tensor->name, (long long)first,
+                       (long long)end - 1, r->block->dataset, box, (long long)r->first,
+                       (long long)r->end - 1, r->crc, r->block->crc[r->index]);
+}
+
+/* Bytes [at, at+n) of the file pass by: they are added to the ranges they lie in. */
+static void feed_ranges(struct range *range, int64_t n_ranges, int64_t *next, const char *bytes,
+                        int64_t at, int64_t n) {
+    for (int64_t i = *next; i < n_ranges && range[i].first < at + n; i++) {
+        int64_t low = range[i].first > at ? range[i].first : at;
+        int64_t high = range[i].end < at + n ? range[i].end : at + n;
+        if (low < high) range[i].crc = crc32c(range[i].crc, bytes + (low - at), (size_t)(high - low));
+        if (range[i].end <= at + n && i == *next) (*next)++;
+    }
+}
+
+static int compare_file(const struct scan *s, const struct range *range, int64_t n_ranges,
+                        uint32_t crc, const char *sha) {
+    struct ckpt_file *f = &s->m->file[s->file];
+    int rc = 0;
+    for (int64_t i = 0; i < n_ranges; i++)
+        if (range[i].crc != range[i].block->crc[range[i].index]) rc = damaged(s->dir, s->m, &range[i]);
+    if (s->fill) {
+        f->crc = crc;
+        if (s->sha256) memcpy(f->sha256, sha, sizeof f->sha256);
+        return rc;
+    }
+    if (!rc && crc != f->crc)
+        rc = error_raise(EXIT_BAD_DATA,
+                         "%s/%s is damaged outside the tensors (in what describes them): CRC32C "
+                         "%08x, expected %08x",
+                         s->dir, f->name, crc, f->crc);
+    if (!rc && s->sha256 && f->sha256[0] && strcmp(sha, f->sha256) != 0)
+        rc = error_raise(EXIT_BAD_DATA, "%s/%s was altered: its SHA-256 is %s", s->dir, f->name, sha);
+    return rc;
+}
+
+static int scan_open_file(const struct scan *s, int fd, struct range *range, int64_t n_ranges) {
+    struct ckpt_file *f = &s->m->file[s->file];
+    struct stat st;
+    struct sha256 sha;
+    char hex[65] = "";
+    if (fstat(fd, &st) != 0) return error_raise(EXIT_IO, "%s/%s: fstat failed", s->dir, f->name);
+    if (s->fill) f->bytes = st.st_size;
+    if (st.st_size != f->bytes)
+        return error_raise(EXIT_BAD_DATA, "%s/%s has %lld bytes, the manifest says %lld", s->dir,
+                           f->name, (long long)st.st_size, (long long)f->bytes);
+    if (s->drop_cache) posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    char *chunk = xmalloc(CHUNK);
+    uint32_t crc = 0;
+    int64_t next = 0;
+    int rc = 0;
+    sha256_begin(&sha);
+    for (int64_t at = 0; !rc && at < f->bytes; at += (int64_t)CHUNK) {
+        size_t n = (size_t)(f->bytes - at) < CHUNK ? (size_t)(f->bytes - at) : CHUNK;
+        rc = read_at(fd, chunk, n, at, s->dir, f->name);
+        if (rc) break;
+        crc = crc32c(crc, chunk, n);
+        if (s->sha256) sha256_add(&sha, chunk, n);
+        feed_ranges(range, n_ranges, &next, chunk, at, (int64_t)n);
+    }
+    free(chunk);
+    sha256_end(&sha, hex);
+    return rc ? rc : compare_file(s, range, n_ranges, crc, hex);
+}
+
+int ckpt_scan_file(const struct scan *s) {
+    int fd;
+    struct range *range;
+    TRY(open_file(s->dir, s->m->file[s->file].name, &fd));
+    int64_t n = collect_ranges(s, &range);
+    int rc = scan_open_file(s, fd, range, n);
+    free(range);
+    if (close(fd) != 0 && !rc)
+        rc = error_raise(EXIT_IO, "%s/%s: close failed", s->dir, s->m->file[s->file].name);
+    return rc;
+}
+
+int ckpt_check_block(const char *dir, const struct ckpt_manifest *m, const struct ckpt_tensor *t,
+                     const struct ckpt_block *b, int64_t first, int64_t count) {
+    const char *name = m->file[b->file].name;
+    int fd, rc = 0;
+    TRY(open_file(dir, name, &fd));
+    char *bytes = xmalloc((size_t)(b->bytes < CKPT_CRC_BLOCK ? b->bytes : CKPT_CRC_BLOCK));
+    for (int64_t k = first / CKPT_CRC_BLOCK; !rc && k * CKPT_CRC_BLOCK < first + count; k++) {
+        struct range r = crc_range(t, b, k);
+        rc = read_at(fd, bytes, (size_t)(r.end - r.first), r.first, dir, name);
+        if (rc) break;
+        r.crc = crc32c(0, bytes, (size_t)(r.end - r.first));
+        if (r.crc != b->crc[k]) rc = damaged(dir, m, &r);
+    }
+    free(bytes);
+    close(fd);
+    return rc;
+}
+
+/* ---- the list of files ----------------------------------------------------------------------------------- */
+static int check_size(const char *dir, const struct ckpt_file *f) {
+    struct stat st;
+    char *path = xasprintf("%s/%s", dir, f->name);
+    int rc = 0;
+    if (lstat(path, &st) != 0)
+        rc = f->inspection ? 0
+                           : error_raise(EXIT_BAD_DATA, "%s is missing: %s", path, strerror(errno));
+    else if (!S_ISREG(st.st_mode))
+        rc = error_raise(EXIT_BAD_DATA, "%s is no regular file", path);
+    else if (st.st_size != f->bytes && !f->inspection)
+        rc = error_raise(EXIT_BAD_DATA, "%s has %lld bytes, the manifest says %lld: %s", path,
+                         (long long)st.st_size, (long long)f->bytes,
+                         st.st_size < f->bytes ? "it was cut short" : "something was added");
+    free(path);
+    return rc;
+}
+
+int ckpt_check_files(const char *dir, const struct ckpt_manifest *m) {
+    struct name_list list;
+    int rc = 0, one;
+    for (int64_t i = 0; i < m->n_files; i++)
+        if ((one = check_size(dir, &m->file[i])) && !rc) rc = one;
+    TRY(folder_list(dir, &list));
+    for (int64_t i = 0; i < list.n; i++) {
+        bool known = strcmp(list.name[i], CKPT_MANIFEST) == 0;
+        for (int64_t j = 0; j < m->n_files && !known; j++)
+            known = strcmp(list.name[i], m->file[j].name) == 0;
+        if (known) continue;
+        char shown[300];
+        text_printable(list.name[i], shown, sizeof shown);
+        one = error_raise(EXIT_BAD_DATA, "%s/%s is not in the manifest", dir, shown);
+        if (!rc) rc = one;
+    }
+    name_list_free(&list);
+    return rc;
+}
+
+int ckpt_verify_folder(const char *dir) {
+    struct ckpt_manifest *m;
+    TRY(ckpt_read_manifest(dir, &m));
+    int rc = ckpt_check_files(dir, m);
+    if (!rc) rc = manifest_check_coverage(m, dir);
+    for (int64_t i = 0, first = rc; !first && i < m->n_files; i++) {
+        if (m->file[i].inspection) continue;
+        struct scan s = {.dir = dir, .m = m, .file = (int)i, .one_in = 1};
+        s.sha256 = m->file[i].sha256[0] != 0;
+        int one = ckpt_scan_file(&s);
+        if (one && !rc) rc = one;
+    }
+    manifest_free(m);
+    return rc;
+}

@@ -1,0 +1,237 @@
+/* What every shard says about the run: header, code, config, training, tokenizer; and what shard 0
+ * says in addition: history and provenance. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "h5_impl.h"
+
+struct common {
+    const struct shard_identity *id;
+    const struct ckpt_state *st;
+};
+
+static const char *text(const char *t) {
+    return t ? t : "";
+}
+
+/* World ranks as rows (tp, pp, dp). */
+static int put_rank_map(hid_t g, const struct shard_identity *id) {
+    const struct ckpt_manifest *m = id->m;
+    int64_t n = m->tp * m->pp * m->dp, *map = xcalloc((size_t)n * 3, sizeof *map);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t at[3] = {i % m->tp, i / m->tp % m->pp, i / (m->tp * m->pp)};
+        int rank = grid_rank_at(id->grid, (int)at[0], (int)at[1], (int)at[2]);
+        CHECK(rank >= 0 && rank < n, "rank %d of %lld", rank, (long long)n);
+        memcpy(map + 3 * rank, at, sizeof at);
+    }
+    int rc = h5_put_integers(g, "rank_map", map, n, 3);
+    free(map);
+    return rc;
+}
+
+static int put_header(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    const struct ckpt_manifest *m = c->id->m;
+    char precision[96];
+    snprintf(precision, sizeof precision, "weights %s (they are the master copy), moments %s",
+             dtype_name(st->be->dtype), dtype_name(st->be->acc));
+    TRY(h5_put_integer(g, "step", st->at.step));
+    TRY(h5_put_integer(g, "consumed_samples", st->at.consumed_samples));
+    TRY(h5_put_integer(g, "consumed_tokens", st->at.consumed_tokens));
+    TRY(h5_put_integer(g, "epoch", st->at.epoch));
+    TRY(h5_put_integer(g, "tp", m->tp));
+    TRY(h5_put_integer(g, "pp", m->pp));
+    TRY(h5_put_integer(g, "dp", m->dp));
+    TRY(h5_put_text(g, "split_spec", m->split_spec));
+    TRY(h5_put_integer(g, "writers", m->writers));
+    TRY(put_rank_map(g, c->id));
+    TRY(h5_put_text(g, "family", st->family));
+    TRY(h5_put_integer(g, "n_parameters", st->n_parameters));
+    return h5_put_text(g, "precision", precision);
+}
+
+static int put_code(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    char version[32];
+    unsigned major, minor, release;
+    TRY(h5_put_text(g, "name", "strata"));
+    TRY(h5_put_text(g, "version", STRATA_VERSION));
+    TRY(h5_put_text(g, "compiler", __VERSION__));
+    TRY(h5_put_text(g, "hdf5_header", H5_VERS_INFO));
+    if (H5get_libversion(&major, &minor, &release) < 0)
+        return h5_error(EXIT_INTERNAL, "HDF5 does not say its version");
+    snprintf(version, sizeof version, "%u.%u.%u", major, minor, release);
+    TRY(h5_put_text(g, "hdf5_runtime", version));
+    for (int64_t i = 0; i < st->n_code; i++)
+        TRY(h5_put_text(g, st->code[i].key, st->code[i].value));
+    return 0;
+}
+
+/* A scalar string dataset: long texts read better with h5dump -d than as an attribute. */
+static int put_document(hid_t g, const char *name, const char *value) {
+    hid_t type = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR), d = -1;
+    hid_t list = h5_create_list(H5P_DATASET_CREATE);
+    int rc = 0;
+    if (type < 0 || space < 0 || list < 0 || H5Tset_size(type, strlen(value) + 1) < 0 ||
+        H5Tset_cset(type, H5T_CSET_UTF8) < 0)
+        rc = h5_error(EXIT_IO, "%s: no type for a text of %zu bytes", name, strlen(value));
+    if (!rc) d = H5Dcreate2(g, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
+    if (!rc && (d < 0 || H5Dwrite(d, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, value) < 0))
+        rc = h5_error(EXIT_IO, "%s could not be written", name);
+    rc = h5_close(rc, d, name);
+    rc = h5_close(rc, list, "list");
+    rc = h5_close(rc, space, "space");
+    return h5_close(rc, type, "type");
+}
+
+static int put_config(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    char *defaulted = xstrdup("");
+    int rc = put_document(g, "used.ini", text(st->used_ini));
+    for (int64_t i = 0; !rc && i < st->n_keys; i++) {
+        const struct ckpt_key *k = &st->key[i];
+        char *name = xasprintf("%s.%s", k->section, k->key);
+        rc = h5_put_text(g, name, k->value);
+        if (k->defaulted) {
+            char *longer = xasprintf("%s%s%s", defaulted, *defaulted ? "," : "", name);
+            free(defaulted);
+            defaulted = longer;
+        }
+        free(name);
+    }
+    if (!rc) rc = h5_put_text(g, "defaulted", defaulted);
+    free(defaulted);
+    return rc;
+}
+
+static int put_rng(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    TRY(h5_put_text(g, "algorithm", "Philox4x32-10"));
+    TRY(h5_put_integer(g, "packing_version", RNG_PACKING_VERSION));
+    TRY(h5_put_integer(g, "key", st->seed));
+    TRY(h5_put_integer(g, "step", st->at.step));
+    return h5_put_text(g, "purposes", "init=1,order=2,drop_embedding=16,drop_attention=17,"
+                                      "drop_attention_out=18,drop_mlp_out=19");
+}
+
+static int put_data(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    TRY(h5_put_integer(g, "consumed_samples", st->at.consumed_samples));
+    TRY(h5_put_integer(g, "consumed_tokens", st->at.consumed_tokens));
+    TRY(h5_put_integer(g, "skipped_samples", st->at.skipped_samples));
+    TRY(h5_put_integer(g, "epoch", st->at.epoch));
+    TRY(h5_put_integer(g, "index", st->at.index));
+    TRY(h5_put_text(g, "order_key", st->order_key));
+    TRY(h5_put_integer(g, "global_batch_size", st->global_batch_size));
+    return h5_put_text(g, "sha256", st->dataset_sha256);
+}
+
+static int put_schedule(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    TRY(h5_put_real(g, "lr", st->lr));
+    TRY(h5_put_real(g, "weight_decay", st->weight_decay));
+    TRY(h5_put_integer(g, "step", st->at.step));
+    return h5_put_integer(g, "optimizer_step", st->at.optimizer_step);
+}
+
+static int put_decisions(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    TRY(h5_put_integer(g, "skipped_iterations", st->at.skipped_iterations));
+    return h5_put_integer(g, "nan_iterations", st->at.nan_iterations);
+}
+
+static int put_tokenizer(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    TRY(h5_put_text(g, "sha256", st->tokenizer_sha256));
+    return h5_put_text(g, "template", st->template_text);
+}
+
+static int put_provenance(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    for (int64_t i = 0; i < st->n_provenance; i++)
+        TRY(h5_put_text(g, st->provenance[i].key, st->provenance[i].value));
+    return 0;
+}
+
+/* ---- history: columns of equal length, step is their scale ------------------------------------------ */
+static int put_column(hid_t g, const char *name, hid_t type, const void *v, int64_t n,
+                      const char *description, hid_t *dataset) {
+    hsize_t extent = (hsize_t)n;
+    hid_t space = H5Screate_simple(1, &extent, NULL), list = h5_create_list(H5P_DATASET_CREATE);
+    int rc = 0;
+    *dataset = -1;
+    if (space >= 0 && list >= 0)
+        *dataset = H5Dcreate2(g, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
+    if (*dataset < 0 || H5Dwrite(*dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, v) < 0)
+        rc = h5_error(EXIT_IO, "history column %s could not be written", name);
+    if (!rc) rc = h5_put_text(*dataset, "description", description);
+    if (!rc) rc = h5_put_text(*dataset, "units", "1");
+    rc = h5_close(rc, list, "list");
+    return h5_close(rc, space, "space");
+}
+
+static const char *const column_name[3] = {"loss", "lr", "grad_norm"};
+static const char *const column_text[3] = {"mean loss over the target tokens of the step",
+                                           "learning rate of the step",
+                                           "global norm of the gradient before clipping"};
+
+static int put_history(hid_t g, const struct common *c) {
+    const struct ckpt_state *st = c->st;
+    int64_t n = st->n_history;
+    TRY(h5_put_text(g, "signal", "loss"));
+    TRY(h5_put_text(g, "axes", "step"));
+    if (n == 0) return 0;
+    int64_t *step = xmalloc((size_t)n * sizeof *step);
+    double *v = xmalloc((size_t)n * sizeof *v);
+    for (int64_t i = 0; i < n; i++) step[i] = st->history[i].step;
+    hid_t scale = -1;
+    int rc = put_column(g, "step", H5T_STD_I64LE, step, n, "steps done, counted from 1", &scale);
+    if (!rc && H5DSset_scale(scale, "step") < 0) rc = h5_error(EXIT_IO, "no scale of the history");
+    for (int k = 0; !rc && k < 3; k++) {
+        const struct ckpt_row *r = st->history;
+        for (int64_t i = 0; i < n; i++)
+            v[i] = k == 0 ? r[i].loss : k == 1 ? r[i].lr : r[i].grad_norm;
+        hid_t d = -1;
+        rc = put_column(g, column_name[k], H5T_IEEE_F64LE, v, n, column_text[k], &d);
+        if (!rc && H5DSattach_scale(d, scale, 0) < 0)
+            rc = h5_error(EXIT_IO, "the scale of the history could not be attached");
+        rc = h5_close(rc, d, column_name[k]);
+    }
+    rc = h5_close(rc, scale, "step");
+    free(step);
+    free(v);
+    return rc;
+}
+
+static const struct section {
+    const char *path;
+    int (*put)(hid_t group, const struct common *c);
+    bool first_shard, rng, provenance;
+} section[] = {
+    {"header", put_header, false, false, false},
+    {"code", put_code, false, false, false},
+    {"config", put_config, false, false, false},
+    {"training/rng", put_rng, false, true, false},
+    {"training/data", put_data, false, false, false},
+    {"training/schedule", put_schedule, false, false, false},
+    {"training/decisions", put_decisions, false, false, false},
+    {"training/history", put_history, true, false, false},
+    {"tokenizer", put_tokenizer, false, false, false},
+    {"provenance", put_provenance, true, false, true},
+};
+
+int shard_write_common(struct shard *s, const struct shard_identity *id,
+                       const struct ckpt_settings *settings, const struct ckpt_state *state) {
+    struct common common = {.id = id, .st = state};
+    for (size_t i = 0; i < sizeof section / sizeof section[0]; i++) {
+        const struct section *part = &section[i];
+        if ((part->first_shard && id->index != 0) || (part->rng && settings->no_save_rng) ||
+            (part->provenance && settings->reproducible))
+            continue;
+        hid_t group;
+        TRY(shard_group(s, part->path, -1, &group));
+        int rc = h5_close(part->put(group, &common), group, part->path);
+        if (rc) return error_note(rc, "while writing /%s of %s", part->path, s->path);
+    }
+    return 0;
+}

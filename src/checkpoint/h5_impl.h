@@ -61,7 +61,8 @@ struct shard_reader {
     hid_t file;
 };
 /* Opens and compares uuid, step and index with the manifest. */
-int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manifest *m, int file);
+int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manifest *m, int file,
+                int64_t shard_index);
 /* The dataset of a block after all checks of its links, layout, type, extent and place. */
 int reader_dataset(const struct shard_reader *r, const struct ckpt_tensor *t,
                    const struct ckpt_block *b, hid_t *dataset);
@@ -72,6 +73,7 @@ int reader_close(int rc, struct shard_reader *r);
 int reader_counters(const struct shard_reader *r, struct ckpt_counters *at);
 int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t *n);
 
-int index_write(const char *path, const struct ckpt_manifest *m); /* virtual datasets */
+int index_write(const char *path, const struct ckpt_manifest *m,
+                const struct ckpt_settings *settings);
 
 #endif

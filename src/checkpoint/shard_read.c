@@ -1,9 +1,8 @@
 /* Reading a shard. Its checksum was compared before HDF5 saw it; what is checked here is that the
  * file is the one the manifest speaks of, and that each dataset is what it says. */
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <stddef.h>
 
 #include "h5_impl.h"
 
@@ -28,7 +27,8 @@ static int compare_integer(const struct shard_reader *r, const char *name, int64
                        r->path, name, (long long)found, (long long)expected);
 }
 
-int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manifest *m, int file) {
+int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manifest *m, int file,
+                int64_t shard_index) {
     *r = (struct shard_reader){.m = m, .file_index = file, .file = -1};
     r->path = xasprintf("%s/%s", dir, m->file[file].name);
     hid_t access = h5_access();
@@ -38,7 +38,7 @@ int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manif
     if (!rc) rc = compare_text(r, "format", CKPT_FORMAT);
     if (!rc) rc = compare_text(r, "checkpoint_uuid", m->uuid);
     if (!rc) rc = compare_integer(r, "step", m->step);
-    if (!rc) rc = compare_integer(r, "shard_index", file);
+    if (!rc) rc = compare_integer(r, "shard_index", shard_index);
     if (!rc) rc = compare_integer(r, "shard_count", m->writers);
     return rc;
 }

@@ -1,0 +1,286 @@
+/* Which checkpoint a run goes on from: the newest that verifies, older ones aloud. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ckpt_impl.h"
+
+/* ---- rank 0: where to look, and what is there --------------------------------------------------------- */
+struct source {
+    char *folder;
+    bool single; /* folder is one checkpoint, not a folder of them */
+    bool weights_only;
+    char **dir; /* candidates, newest first */
+    int64_t *step;
+    int64_t n;
+};
+
+static void source_free(struct source *s) {
+    for (int64_t i = 0; i < s->n; i++) free(s->dir[i]);
+    free(s->dir);
+    free(s->step);
+    free(s->folder);
+}
+
+static void add_candidate(struct source *s, char *dir, int64_t step) {
+    s->dir = xrealloc(s->dir, (size_t)(s->n + 1) * sizeof *s->dir);
+    s->step = xrealloc(s->step, (size_t)(s->n + 1) * sizeof *s->step);
+    int64_t i = s->n++;
+    for (; i > 0 && s->step[i - 1] < step; i--) {
+        s->dir[i] = s->dir[i - 1];
+        s->step[i] = s->step[i - 1];
+    }
+    s->dir[i] = dir;
+    s->step[i] = step;
+}
+
+static int list_candidates(struct source *s) {
+    struct name_list list;
+    if (!folder_exists(s->folder)) return 0;
+    TRY(folder_list(s->folder, &list));
+    for (int64_t i = 0; i < list.n; i++) {
+        int64_t step = ckpt_folder_step(list.name[i]);
+        char *dir = xasprintf("%s/%s", s->folder, list.name[i]);
+        if (step >= 0 && folder_exists(dir))
+            add_candidate(s, dir, step);
+        else
+            free(dir);
+    }
+    name_list_free(&list);
+    return 0;
+}
+
+static bool has_file(const char *folder, const char *name) {
+    char *path = xasprintf("%s/%s", folder, name);
+    bool there = access(path, F_OK) == 0;
+    free(path);
+    return there;
+}
+
+/* The file is advisory: a difference is told and nothing more. */
+static void compare_latest(const struct source *s) {
+    char *path = xasprintf("%s/%s", s->folder, CKPT_LATEST), *text = NULL;
+    size_t bytes;
+    int64_t step;
+    if (s->n > 0 && access(path, F_OK) == 0 && file_read(path, 64, &text, &bytes) == 0) {
+        text[strcspn(text, "\r\n")] = 0;
+        if (!parse_int64(text, &step) || step != s->step[0])
+            log_warn("%s does not name the newest checkpoint, %s; the folders count", path,
+                     s->dir[0]);
+    }
+    error_clear();
+    free(text);
+    free(path);
+}
+
+static int use_load(const struct ckpt_settings *c, struct source *s) {
+    s->folder = xstrdup(c->load);
+    s->weights_only = c->finetune;
+    if (!folder_exists(c->load))
+        return error_raise(EXIT_NO_INPUT, "[checkpoint] load = %s: there is no such folder",
+                           c->load);
+    s->single = has_file(c->load, CKPT_MANIFEST);
+    if (s->single) {
+        struct ckpt_manifest *m;
+        TRY(ckpt_read_manifest(c->load, &m));
+        add_candidate(s, xstrdup(c->load), m->step);
+        manifest_free(m);
+        return 0;
+    }
+    TRY(list_candidates(s));
+    if (s->n > 0) return 0;
+    return error_raise(EXIT_NO_INPUT, "[checkpoint] load = %s holds no checkpoint (no iter_* "
+                                      "folder, no %s)",
+                       c->load, CKPT_MANIFEST);
+}
+
+/* No candidates and no error: start anew. */
+static int find_source(const struct ckpt_settings *c, struct source *s) {
+    *s = (struct source){0};
+    bool other_load = c->load && (!c->save || strcmp(c->load, c->save) != 0);
+    if (c->save && ckpt_recover(c->save) != 0) {
+        log_warn("left-overs in %s could not be cleared: %s", c->save, error_text());
+        error_clear();
+    }
+    if (c->save) {
+        s->folder = xstrdup(c->save);
+        TRY(list_candidates(s));
+        bool latest = has_file(c->save, CKPT_LATEST);
+        if (c->resume == CKPT_RESUME_NEVER && (s->n > 0 || latest))
+            return error_raise(EXIT_RESUME,
+                               "[checkpoint] resume = never, but save = %s holds checkpoints: "
+                               "give another folder, or resume = auto",
+                               c->save);
+        if (s->n == 0 && latest)
+            return error_raise(EXIT_BAD_DATA,
+                               "%s/%s exists, but the folder holds no checkpoint: they were moved "
+                               "or removed; remove the file too to start anew",
+                               c->save, CKPT_LATEST);
+        if (s->n > 0) {
+            if (other_load)
+                log_warn("%s holds checkpoints of this run already: load = %s is not used", c->save,
+                         c->load);
+            return 0;
+        }
+        free(s->folder);
+        s->folder = NULL;
+    }
+    if (other_load && (c->resume != CKPT_RESUME_NEVER || c->finetune)) return use_load(c, s);
+    if (c->resume == CKPT_RESUME_MUST)
+        return error_raise(EXIT_NO_INPUT,
+                           "[checkpoint] resume = must, but %s holds no checkpoint",
+                           c->save ? c->save : "no folder is given and so nothing");
+    return 0;
+}
+
+/* ---- verifying one, all ranks together ------------------------------------------------------------------- */
+static int share_manifest(const struct group *world, const char *dir, int64_t step,
+                          struct ckpt_manifest **m) {
+    char *path = xasprintf("%s/%s", dir, CKPT_MANIFEST), *text = NULL;
+    size_t bytes = 0;
+    int rc = 0;
+    *m = NULL;
+    if (group_rank(world) == 0) rc = file_read(path, CKPT_MANIFEST_MAX, &text, &bytes);
+    rc = ckpt_agree(world, rc);
+    if (!rc) {
+        char *all = ckpt_share(world, text, bytes, 0, &bytes);
+        rc = manifest_parse(path, all, bytes, m);
+        if (!rc && (*m)->step != step)
+            rc = error_raise(EXIT_BAD_DATA, "%s is the manifest of step %lld", path,
+                             (long long)(*m)->step);
+        free(all);
+        rc = ckpt_agree(world, rc);
+    }
+    free(text);
+    free(path);
+    return rc;
+}
+
+static int verify(const struct ckpt_settings *c, const struct group *world, const char *dir,
+                  int64_t step, struct ckpt_manifest **m) {
+    int me = group_rank(world), n = group_size(world);
+    TRY(share_manifest(world, dir, step, m));
+    int rc = me == 0 ? ckpt_check_files(dir, *m) : 0;
+    if (!rc) rc = manifest_check_coverage(*m, dir);
+    TRY(ckpt_agree(world, rc));
+    if (c->verify_load != CKPT_VERIFY_ALL) return 0;
+    int64_t shards = 0;
+    for (int64_t i = 0; i < (*m)->n_files; i++) {
+        if ((*m)->file[i].inspection || shards++ % n != me) continue;
+        struct scan s = {.dir = dir, .m = *m, .file = (int)i, .one_in = 1};
+        s.sha256 = (*m)->file[i].sha256[0] != 0;
+        int one = ckpt_scan_file(&s);
+        if (one && !rc) rc = one;
+    }
+    return ckpt_agree(world, rc);
+}
+
+static void pass_over(const struct group *world, struct ckpt_found *f, const char *dir, bool mark) {
+    char *longer = xasprintf("%s%s%s: %s", f->skipped ? f->skipped : "", f->skipped ? "\n" : "", dir,
+                             error_text());
+    if (group_rank(world) == 0) {
+        log_warn("checkpoint %s is passed over: %s", dir, error_text());
+        if (mark && ckpt_mark_refused(dir, error_text()) != 0)
+            log_warn("%s.refused could not be written", dir);
+    }
+    free(f->skipped);
+    f->skipped = longer;
+    f->n_skipped++;
+    error_clear();
+}
+
+/* Collective. 1: this one is taken; 0: the next, please; -rc: an error that an older one would only
+ * hide. */
+static int try_candidate(const struct ckpt_settings *c, const struct group *world,
+                         struct ckpt_found *f, const char *dir, int64_t step) {
+    int refused = group_rank(world) == 0 && ckpt_is_refused(dir)
+                      ? error_raise(EXIT_BAD_DATA, "it was refused before: see %s.refused", dir)
+                      : 0;
+    int rc = ckpt_agree(world, refused);
+    if (rc) {
+        pass_over(world, f, dir, false);
+        return 0;
+    }
+    struct ckpt_manifest *m = NULL;
+    rc = verify(c, world, dir, step, &m);
+    if (!rc) {
+        f->any = true;
+        f->dir = xstrdup(dir);
+        f->step = step;
+        f->manifest = m;
+        f->uuid = xstrdup(m->uuid);
+        f->run_uuid = xstrdup(m->run_uuid);
+        return 1;
+    }
+    manifest_free(m);
+    if (rc == EXIT_RESUME || rc == EXIT_NO_PERMISSION) return -rc;
+    pass_over(world, f, dir, true);
+    return 0;
+}
+
+void ckpt_found_free(struct ckpt_found *f) {
+    free(f->dir);
+    free(f->skipped);
+    free(f->uuid);
+    free(f->run_uuid);
+    manifest_free(f->manifest);
+    *f = (struct ckpt_found){0};
+}
+
+static int try_all(const struct ckpt_settings *c, const struct group *world, const struct source *s,
+                   int64_t n, struct ckpt_found *f) {
+    for (int64_t i = 0; i < n; i++) {
+        size_t bytes;
+        int64_t step = s->n ? s->step[i] : 0;
+        comm_broadcast(world, &step, sizeof step, 0);
+        if (f->newest_step < step) f->newest_step = step;
+        if (c->ckpt_step >= 0 && step != c->ckpt_step) continue;
+        const char *mine = s->n ? s->dir[i] : "";
+        char *dir = ckpt_share(world, mine, strlen(mine), 0, &bytes);
+        int taken = try_candidate(c, world, f, dir, step);
+        free(dir);
+        if (taken < 0) return -taken;
+        if (taken > 0) return 0;
+    }
+    if (c->ckpt_step >= 0 && f->n_skipped == 0)
+        return error_raise(EXIT_NO_INPUT, "[checkpoint] ckpt_step = %lld: there is no checkpoint of "
+                                          "that step",
+                           (long long)c->ckpt_step);
+    return error_raise(EXIT_BAD_DATA, "%lld checkpoint%s, and none can be used: %s",
+                       (long long)f->n_skipped, f->n_skipped == 1 ? "" : "s",
+                       f->skipped ? f->skipped : "");
+}
+
+static void report(const struct ckpt_found *f) {
+    if (!f->any)
+        log_info("no checkpoint yet: starting anew");
+    else if (f->weights_only)
+        log_info("weights are taken from %s (step %lld); counters and optimizer start anew", f->dir,
+                 (long long)f->step);
+    else if (f->newest_step > f->step)
+        log_warn("going on from %s, step %lld: %lld steps are lost", f->dir, (long long)f->step,
+                 (long long)(f->newest_step - f->step));
+    else
+        log_info("going on from %s, step %lld", f->dir, (long long)f->step);
+}
+
+int ckpt_find(const struct ckpt_settings *settings, const struct grid *grid,
+              struct ckpt_found *found) {
+    const struct group *world = grid_group(grid, GROUP_WORLD);
+    struct source s = {0};
+    *found = (struct ckpt_found){.step = -1, .newest_step = -1};
+    int rc = 0;
+    if (group_rank(world) == 0) {
+        rc = find_source(settings, &s);
+        if (!rc && !s.single) compare_latest(&s);
+    }
+    rc = ckpt_agree(world, rc);
+    int64_t told[2] = {s.n, s.weights_only};
+    comm_broadcast(world, told, sizeof told, 0);
+    found->weights_only = told[1] != 0;
+    if (!rc && told[0] > 0) rc = try_all(settings, world, &s, told[0], found);
+    if (!rc && group_rank(world) == 0) report(found);
+    source_free(&s);
+    if (rc) ckpt_found_free(found);
+    return rc;
+}

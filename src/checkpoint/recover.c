@@ -1,0 +1,123 @@
+/* Committing a folder, finishing what a crash left, and deleting what is no longer kept. Each of
+ * them may itself be interrupted and is then simply done again. Rank 0 only. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ckpt_impl.h"
+
+static char *trash_name(const char *save, const char *name) {
+    return xasprintf("%s/.trash-%s", save, name);
+}
+
+/* First out of sight by one rename, then removed file by file. */
+static int discard(const char *save, const char *name) {
+    char *trash = trash_name(save, name), *path = xasprintf("%s/%s", save, name);
+    int rc = folder_remove(trash);
+    if (!rc) rc = folder_rename(path, trash);
+    if (!rc) rc = folder_remove(trash);
+    free(trash);
+    free(path);
+    return rc;
+}
+
+int ckpt_commit_folder(const char *save, const char *tmp, int64_t step) {
+    char name[40], number[32];
+    snprintf(name, sizeof name, "iter_%07lld", (long long)step);
+    snprintf(number, sizeof number, "%lld\n", (long long)step);
+    char *final = xasprintf("%s/%s", save, name), *mark = xasprintf("%s.refused", final);
+    char *latest = xasprintf("%s/%s", save, CKPT_LATEST), *trash = trash_name(save, name);
+    int rc = 0;
+    bool again = folder_exists(final); /* the same step once more, after a roll-back */
+    if (again) rc = folder_remove(trash);
+    if (again && !rc) rc = folder_rename(final, trash);
+    if (!rc) rc = folder_rename(tmp, final);
+    if (!rc) unlink(mark);
+    if (!rc) rc = folder_sync(save);
+    if (!rc) rc = file_write_atomic(latest, number, strlen(number));
+    if (!rc && again) rc = folder_remove(trash);
+    free(final);
+    free(mark);
+    free(latest);
+    free(trash);
+    return rc;
+}
+
+/* A temporary folder whose manifest and files verify was complete: only its name is missing. */
+static int recover_temporary(const char *save, const char *name) {
+    char *path = xasprintf("%s/%s", save, name);
+    struct ckpt_manifest *m = NULL;
+    int rc = ckpt_read_manifest(path, &m);
+    if (!rc) rc = ckpt_verify_folder(path);
+    if (rc) {
+        error_clear();
+        log_warn("%s was not finished when its job died: removed", path);
+        rc = discard(save, name);
+    } else {
+        log_warn("%s was complete but for its name: now iter_%07lld", path, (long long)m->step);
+        rc = ckpt_commit_folder(save, path, m->step);
+    }
+    manifest_free(m);
+    free(path);
+    return rc;
+}
+
+int ckpt_recover(const char *save) {
+    struct name_list list;
+    int rc = 0;
+    if (!folder_exists(save)) return 0;
+    TRY(folder_list(save, &list));
+    for (int64_t i = 0; !rc && i < list.n; i++) {
+        const char *name = list.name[i];
+        char *path = xasprintf("%s/%s", save, name);
+        if (strncmp(name, ".trash-", 7) == 0)
+            rc = folder_remove(path);
+        else if (strncmp(name, "iter_", 5) == 0 && strstr(name, ".tmp-") && folder_exists(path))
+            rc = recover_temporary(save, name);
+        free(path);
+    }
+    name_list_free(&list);
+    return rc;
+}
+
+/* ---- retention ----------------------------------------------------------------------------------------- */
+/* Its manifest and the sizes of its files are right; the bytes were verified when it was written. */
+static bool stands(const char *save, const char *name) {
+    char *path = xasprintf("%s/%s", save, name);
+    struct ckpt_manifest *m = NULL;
+    bool fine = !ckpt_is_refused(path) && ckpt_read_manifest(path, &m) == 0 &&
+                ckpt_check_files(path, m) == 0;
+    error_clear();
+    manifest_free(m);
+    free(path);
+    return fine;
+}
+
+static int compare_steps(const void *a, const void *b) {
+    int64_t x = ckpt_folder_step(*(char *const *)a), y = ckpt_folder_step(*(char *const *)b);
+    return x > y ? -1 : x < y;
+}
+
+int ckpt_retain(const struct ckpt_settings *s, int64_t newest) {
+    struct name_list list;
+    if (s->most_recent_k < 2) return 0;
+    TRY(folder_list(s->save, &list));
+    if (list.n > 0) qsort(list.name, (size_t)list.n, sizeof *list.name, compare_steps);
+    int rc = 0;
+    int64_t standing = 0;
+    for (int64_t i = 0; !rc && i < list.n; i++) {
+        int64_t step = ckpt_folder_step(list.name[i]), every = s->save_retain_interval;
+        if (step < 0 || step > newest) continue;
+        if (standing < s->most_recent_k) {
+            standing += stands(s->save, list.name[i]);
+            continue;
+        }
+        if (every > 0 && step % every == 0) continue;
+        char *path = xasprintf("%s/%s", s->save, list.name[i]);
+        bool refused = ckpt_is_refused(path); /* kept for whoever wants to know why */
+        free(path);
+        if (!refused) rc = discard(s->save, list.name[i]);
+    }
+    name_list_free(&list);
+    return rc;
+}

@@ -20,12 +20,10 @@ struct load {
 
 /* ---- the model of the job against the tensors of the checkpoint ------------------------------------------- */
 static void shape_text(int n, const int64_t *shape, char *text, size_t size) {
-    struct box b = {.n = n};
     size_t used = 0;
-    memcpy(b.count, shape, (size_t)n * sizeof *shape);
     for (int d = 0; d < n && used < size; d++)
         used += (size_t)snprintf(text + used, size - used, "%s%lld", d ? "x" : "",
-                                 (long long)b.count[d]);
+                                 (long long)shape[d]);
 }
 
 static int check_tensor(const struct load *l, const struct part *p, const char *name,
@@ -83,9 +81,11 @@ static int match_tensors(struct load *l) {
     for (int64_t i = 0; i < l->part.n; i++) {
         const struct part *p = &l->part.part[i];
         part_tensor_name(&l->st->set->param[p->param], p->role, name, sizeof name);
-        bool again = strcmp(name, before) == 0; /* the next box of the same tensor */
-        int one = again && rc ? 0 : check_tensor(l, p, name, &l->tensor[i]);
-        if (again && rc) l->tensor[i] = l->tensor[i - 1];
+        int one = 0;
+        if (strcmp(name, before) == 0) /* the next box of the same tensor */
+            l->tensor[i] = l->tensor[i - 1];
+        else
+            one = check_tensor(l, p, name, &l->tensor[i]);
         if (one && !rc) rc = one;
         if (l->tensor[i]) used[l->tensor[i] - l->m->tensor] = 1;
         memcpy(before, name, sizeof name);

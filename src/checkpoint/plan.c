@@ -179,9 +179,13 @@ static int64_t mean_load(const struct ckpt_state *s, const struct plan_layout *l
     for (int i = 0; i < s->set->n; i++) {
         const struct param *p = &s->set->param[i];
         if (stored_elsewhere && stored_elsewhere[i]) continue;
-        int64_t element = (int64_t)dtype_size(p->w.dtype);
-        if (moments && p->trainable) element += 2 * (int64_t)dtype_size(s->be->acc);
-        total += param_global_count(p) * element;
+        total += param_global_count(p) * (int64_t)dtype_size(p->w.dtype);
+    }
+    for (int64_t i = 0; moments && i < s->n_pieces; i++) {
+        const struct state_piece *piece = &s->piece[i];
+        if (stored_elsewhere && stored_elsewhere[piece->param]) continue;
+        total += param_global_count(&s->set->param[piece->param]) * (piece->v ? 2 : 1) *
+                 (int64_t)dtype_size(s->be->acc);
     }
     return total / (layout->tp * layout->dp);
 }

@@ -72,7 +72,7 @@ static size_t character(const unsigned char *s, size_t left, uint32_t *c)
     return left >= 4 ? 4 : left;
 }
 
-static void trim(const char **data, size_t *bytes)
+void text_trim(const char **data, size_t *bytes)
 {
     const unsigned char *s = (const unsigned char *)*data;
     size_t begin = 0, end = 0;
@@ -107,7 +107,7 @@ void text_normalise_marker(struct text *out, const char *data, size_t bytes)
         }
     const char *kept = rest.data;
     size_t n_kept = rest.bytes;
-    trim(&kept, &n_kept);
+    text_trim(&kept, &n_kept);
     text_puts(out, IMAGE_TEXT);
     if (n_kept > 0) text_puts(out, "\n"); /* else the last trim takes the newline away again */
     text_add(out, kept, n_kept);

@@ -48,6 +48,8 @@ int prompt_encode(const struct prompt *p, const struct tokenizer *t, bool images
  * with a newline, blanks around are trimmed (Unicode blanks, as Python's strip). Turns without a
  * marker come out unchanged. */
 void text_normalise_marker(struct text *out, const char *data, size_t bytes);
+/* Unicode blanks at both ends, as Python's strip. */
+void text_trim(const char **data, size_t *bytes);
 int64_t text_count_markers(const char *data, size_t bytes);
 
 #endif

@@ -67,22 +67,38 @@ static int load_model(const char *path, const char *data, size_t bytes, struct t
     return 0;
 }
 
-int tokenizer_open(const char *type, const char *path, struct tokenizer **out)
+static int read_model(const char *path, char **data, size_t *bytes, char hex[65])
 {
-    if (type == NULL || path == NULL)
-        return error_raise(EXIT_USAGE, "%s is missing in section [data]",
-                           type == NULL ? "tokenizer_type" : "tokenizer_model");
-    TRY(check_type(type));
-    char *data;
-    size_t bytes;
-    int rc = file_read(path, MODEL_BYTES_MAX, &data, &bytes);
+    if (path == NULL)
+        return error_raise(EXIT_USAGE, "tokenizer_model is missing in section [data]");
+    int rc = file_read(path, MODEL_BYTES_MAX, data, bytes);
     if (rc != 0) return error_note(rc, "while opening tokenizer_model");
-    struct tokenizer *t = xcalloc(1, sizeof *t);
     struct sha256 hash;
     sha256_begin(&hash);
-    sha256_add(&hash, data, bytes);
-    sha256_end(&hash, t->sha256);
-    rc = load_model(path, data, bytes, t);
+    sha256_add(&hash, *data, *bytes);
+    sha256_end(&hash, hex);
+    return 0;
+}
+
+int tokenizer_file_sha256(const char *path, char hex[65])
+{
+    char *data;
+    size_t bytes;
+    TRY(read_model(path, &data, &bytes, hex));
+    free(data);
+    return 0;
+}
+
+int tokenizer_open(const char *type, const char *path, struct tokenizer **out)
+{
+    if (type == NULL)
+        return error_raise(EXIT_USAGE, "tokenizer_type is missing in section [data]");
+    TRY(check_type(type));
+    struct tokenizer *t = xcalloc(1, sizeof *t);
+    char *data = NULL;
+    size_t bytes;
+    int rc = read_model(path, &data, &bytes, t->sha256);
+    if (rc == 0) rc = load_model(path, data, bytes, t);
     free(data);
     if (rc != 0) {
         tokenizer_close(t);

@@ -11,5 +11,6 @@
 typedef void (*token_emit)(void *arg, int32_t id, size_t begin);
 int tokenizer_walk(const struct tokenizer *t, const char *text, size_t bytes, bool images,
                    token_emit emit, void *arg);
+int tokenizer_file_sha256(const char *path, char hex[65]);
 
 #endif

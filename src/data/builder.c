@@ -1,0 +1,129 @@
+/* From a record (turns and image names) to a sample of the index: template, tokens, labels, policy
+ * for samples without a target. Problems are collected, so that one run shows many of them. */
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "index_impl.h"
+
+void builder_problem(struct builder *b, int exit_code, const char *fmt, ...)
+{
+    char text[1024];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    if (b->n_problems == 0) b->code = exit_code;
+    if (b->n_problems++ < PROBLEMS_SHOWN) error_raise(exit_code, "%s", text);
+}
+
+int builder_end(struct builder *b)
+{
+    if (b->n_problems > PROBLEMS_SHOWN)
+        error_raise(b->code, "%s: %lld more of the kind, %lld in all", b->set->path,
+                    (long long)(b->n_problems - PROBLEMS_SHOWN), (long long)b->n_problems);
+    return b->n_problems > 0 ? b->code : 0;
+}
+
+void builder_step(struct builder *b)
+{
+    b->done++;
+    if (b->progress != NULL && (b->done % 64 == 0 || b->done == b->total))
+        b->progress(b->progress_arg, b->done, b->total);
+}
+
+static void append_images(struct builder *b, const struct record *r, int64_t n)
+{
+    struct index *x = &b->x;
+    for (int64_t k = 0; k < n; k++) {
+        index_append(x, COL_IMAGE_WIDTH, &(int32_t){0}, 1); /* filled in when images are checked */
+        index_append(x, COL_IMAGE_HEIGHT, &(int32_t){0}, 1);
+        index_append_i64(x, COL_IMAGE_BYTES, 0);
+        index_append(x, COL_IMAGE_BLANK, &(uint8_t){0}, 1);
+        index_append(x, COL_IMAGE_NAMES, r->images[k], (int64_t)strlen(r->images[k]) + 1);
+        index_append_i64(x, COL_IMAGE_NAME_OFFSET, x->col[COL_IMAGE_NAMES].n);
+    }
+    index_append_i64(x, COL_IMAGE_OFFSET, index_images(x));
+}
+
+static void append_sample(struct builder *b, const struct record *r, int64_t n_images,
+                          int64_t n_targets)
+{
+    struct index *x = &b->x;
+    index_append(x, COL_IDS, b->rows.ids, b->rows.n);
+    index_append(x, COL_LABELS, b->rows.labels, b->rows.n);
+    index_append_i64(x, COL_TEXT_OFFSET, x->col[COL_IDS].n);
+    append_images(b, r, n_images);
+    index_append_i64(x, COL_MERGED, merged_rows(b->rows.n, n_images, b->set->rows_per_image));
+    index_append_i64(x, COL_TARGETS, n_targets);
+    index_append_i64(x, COL_RECORD, r->number);
+    index_append(x, COL_NAMES, r->name, (int64_t)strlen(r->name) + 1);
+    index_append_i64(x, COL_NAME_OFFSET, x->col[COL_NAMES].n);
+}
+
+/* false: the sample is left out. */
+static bool targets_allow(struct builder *b, const struct record *r, int64_t n_targets)
+{
+    if (n_targets > 0 || b->set->on_no_target == NO_TARGET_KEEP) return true;
+    if (b->set->on_no_target == NO_TARGET_SKIP) {
+        log_warn("%s: record %lld (id %s) has no target token within %lld rows: skipped",
+                 b->set->path, (long long)r->number, r->name,
+                 (long long)b->set->decoder_seq_length);
+        b->x.skipped_no_target++;
+        return false;
+    }
+    builder_problem(b, EXIT_BAD_DATA,
+                    "%s: record %lld (id %s) has no target token within decoder_seq_length = %lld "
+                    "rows (its text has %lld ids); on_no_target = skip leaves such records out",
+                    b->set->path, (long long)r->number, r->name,
+                    (long long)b->set->decoder_seq_length, (long long)b->rows.n);
+    return false;
+}
+
+static bool turns_fit_plain(struct builder *b, const struct record *r)
+{
+    if (b->set->conversation_template != TEMPLATE_PLAIN) return true;
+    if (r->n_turns == 2 && r->n_images > 0 &&
+        text_count_markers(r->turns[0].text, r->turns[0].bytes) == r->n_images)
+        return true;
+    builder_problem(b, EXIT_BAD_DATA,
+                    "%s: record %lld (id %s): template plain needs two turns and an <image> per "
+                    "image in the human one; this has %d turns and %d images",
+                    b->set->path, (long long)r->number, r->name, r->n_turns, r->n_images);
+    return false;
+}
+
+/* Marker k takes image k. Without any image a literal <image> is plain text. */
+static bool markers_fit(struct builder *b, const struct record *r)
+{
+    int64_t markers = text_count_markers(b->prompt.text.data, b->prompt.text.bytes);
+    if (r->n_images == 0 || markers == r->n_images) return true;
+    builder_problem(b, EXIT_BAD_DATA,
+                    "%s: record %lld (id %s): %lld <image> markers for %d images; they must be "
+                    "equal",
+                    b->set->path, (long long)r->number, r->name, (long long)markers, r->n_images);
+    return false;
+}
+
+int builder_add(struct builder *b, const struct record *r)
+{
+    const struct data_settings *set = b->set;
+    if (!turns_fit_plain(b, r)) return 0;
+    prompt_build(&b->prompt, set->conversation_template, NULL, r->turns, r->n_turns, r->n_images);
+    if (!markers_fit(b, r)) return 0;
+    bool masked =
+        set->strict_llava_masking && prompt_is_mismatch(&b->prompt, set->conversation_template);
+    b->rows.n = 0;
+    TRY(prompt_encode(&b->prompt, b->tok, r->n_images > 0, masked, &b->rows));
+    if (set->dataloader_seq_length > 0 && b->rows.n > set->dataloader_seq_length)
+        b->rows.n = set->dataloader_seq_length;
+    if (b->rows.n > INT32_MAX / 2)
+        return error_raise(EXIT_BAD_DATA, "%s: record %lld (id %s) has %lld token ids", set->path,
+                           (long long)r->number, r->name, (long long)b->rows.n);
+    int64_t n_images = 0;
+    for (int64_t k = 0; k < b->rows.n; k++) n_images += b->rows.ids[k] == DATA_IMAGE_MARKER;
+    int64_t n_targets = count_targets(b->rows.ids, b->rows.labels, b->rows.n, set->rows_per_image,
+                                      set->decoder_seq_length);
+    if (targets_allow(b, r, n_targets)) append_sample(b, r, n_images, n_targets);
+    return 0;
+}

@@ -1,0 +1,118 @@
+/* Inside data: the index in memory (columns), its HDF5 file, and the two sources that fill it. */
+#ifndef STRATA_DATA_INDEX_IMPL_H
+#define STRATA_DATA_INDEX_IMPL_H
+
+#include "image_impl.h"
+#include "template_impl.h"
+
+enum column_type { COLUMN_I64, COLUMN_I32, COLUMN_U8 };
+/* In the order in which they lie in the file and enter the digest. n samples, I images. */
+enum index_column {
+    COL_TEXT_OFFSET,  /* [n+1] */
+    COL_IDS,          /* [text_offset[n]] */
+    COL_LABELS,       /* as ids */
+    COL_IMAGE_OFFSET, /* [n+1]: images of sample i are rows image_offset[i].. of the image table */
+    COL_MERGED,       /* [n]: merged rows before the cut */
+    COL_TARGETS,      /* [n]: targets after the cut */
+    COL_RECORD,       /* [n]: place in the source */
+    COL_NAME_OFFSET,  /* [n+1] */
+    COL_NAMES,        /* each with its NUL */
+    COL_IMAGE_WIDTH,  /* [I] */
+    COL_IMAGE_HEIGHT, /* [I] */
+    COL_IMAGE_BYTES,  /* [I] */
+    COL_IMAGE_BLANK,  /* [I]: 1 = could not be read and is replaced by a blank one */
+    COL_IMAGE_NAME_OFFSET, /* [I+1] */
+    COL_IMAGE_NAMES,  /* relative to the image folder, each with its NUL */
+    N_COLUMNS
+};
+struct column {
+    void *data;
+    int64_t n, capacity;
+};
+struct column_kind {
+    const char *name;
+    enum column_type type;
+    const char *description;
+};
+extern const struct column_kind column_kind[N_COLUMNS];
+size_t column_size(enum index_column c); /* bytes of an element */
+
+struct index {
+    struct column col[N_COLUMNS];
+    int64_t skipped_bad_image, skipped_no_target;
+    char digest[65];      /* of all columns */
+    char fingerprint[65]; /* of the source: names, sizes, times */
+};
+void index_init(struct index *x); /* no samples: the offset columns hold their 0 */
+void index_free(struct index *x);
+int64_t index_samples(const struct index *x);
+int64_t index_images(const struct index *x);
+static inline const int64_t *index_i64(const struct index *x, enum index_column c) {
+    return x->col[c].data;
+}
+static inline const int32_t *index_i32(const struct index *x, enum index_column c) {
+    return x->col[c].data;
+}
+const char *index_name(const struct index *x, int64_t i);
+const char *index_image_name(const struct index *x, int64_t image);
+/* Appends n elements. */
+void index_append(struct index *x, enum index_column c, const void *data, int64_t n);
+void index_append_i64(struct index *x, enum index_column c, int64_t v);
+/* Appends a sample of another index with its images. */
+void index_append_sample(struct index *x, const struct index *from, int64_t i);
+void index_compute_digest(const struct index *x, char hex[65]);
+/* EXIT_BAD_DATA unless offsets, ids, labels and names hang together. */
+int index_validate(const struct index *x, const char *path, int64_t vocab_size);
+
+/* One text with its places for images, cut at decoder_seq_length L. */
+int64_t merged_rows(int64_t text_len, int64_t n_images, int64_t rows_per_image);
+int64_t count_targets(const int32_t *ids, const int32_t *labels, int64_t text_len,
+                      int64_t rows_per_image, int64_t limit);
+
+/* ---- HDF5 (dataset_file.c) ------------------------------------------------------------------ */
+int index_file_write(const char *path, const struct index *x, const char *settings);
+int index_file_read(const char *path, struct index *x);
+int index_file_fingerprint(const char *path, char fingerprint[65]);
+
+/* ---- building ------------------------------------------------------------------------------- */
+#define PROBLEMS_SHOWN 10
+struct builder {
+    const struct data_settings *set;
+    struct tokenizer *tok;
+    struct index x;
+    struct prompt prompt;
+    struct token_rows rows;
+    int64_t n_problems;
+    int code; /* of the first problem */
+    void (*progress)(void *arg, int64_t done, int64_t total);
+    void *progress_arg;
+    int64_t done, total;
+};
+/* A mistake in the data: the first ones are raised, the rest are counted, so that all are seen. */
+void builder_problem(struct builder *b, int exit_code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+int builder_end(struct builder *b); /* the code of the problems, with a closing sentence; or 0 */
+void builder_step(struct builder *b); /* one unit of work done */
+
+struct record {
+    int64_t number;   /* from 0 */
+    const char *name; /* id or path */
+    const struct turn *turns;
+    int n_turns;
+    const char *const *images;
+    int n_images;
+};
+/* Template, tokens, labels, policy for missing targets. */
+int builder_add(struct builder *b, const struct record *r);
+int source_llava_read(struct builder *b);
+int source_folder_read(struct builder *b);
+/* Names, sizes and times of what the index is made from. */
+int source_fingerprint(const struct data_settings *s, char hex[65]);
+int folder_fingerprint(const char *path, const char *extension, struct sha256 *h);
+/* Looks at every image (num_workers threads) and applies on_bad_image. */
+int builder_check_images(struct builder *b);
+
+char *data_image_folder(const struct data_settings *s); /* malloc'ed */
+bool text_is_utf8(const char *data, size_t bytes);
+
+#endif

@@ -1,0 +1,236 @@
+/* Captioned folder: each image below the folder has a text file of the same stem, whose first line
+ * that is not empty is the caption. Order: bytes of the relative path. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "index_impl.h"
+
+#define DEPTH_MAX 32
+
+struct entry {
+    char *name; /* relative path */
+    size_t stem; /* its length without extension */
+    int64_t bytes, seconds, nanoseconds;
+    bool caption;
+};
+struct listing {
+    const char *root, *extension;
+    struct entry *entry;
+    int64_t n, capacity;
+};
+
+static void listing_free(struct listing *l)
+{
+    for (int64_t i = 0; i < l->n; i++) free(l->entry[i].name);
+    free(l->entry);
+}
+
+static void listing_add(struct listing *l, char *name, const struct stat *st)
+{
+    if (l->n == l->capacity) {
+        l->capacity = 2 * l->capacity + 256;
+        l->entry = xrealloc(l->entry, (size_t)l->capacity * sizeof *l->entry);
+    }
+    struct entry *e = &l->entry[l->n++];
+    size_t length = strlen(name), extension = strlen(l->extension);
+    const char *base = strrchr(name, '/'), *dot = strrchr(base != NULL ? base : name, '.');
+    *e = (struct entry){name, dot != NULL ? (size_t)(dot - name) : length, st->st_size,
+                        st->st_mtim.tv_sec, st->st_mtim.tv_nsec, false};
+    if (length > extension && strcmp(name + length - extension, l->extension) == 0) {
+        e->caption = true;
+        e->stem = length - extension;
+    }
+}
+
+static int walk(struct listing *l, int fd, const char *prefix, int depth);
+
+static int visit(struct listing *l, int parent, const char *prefix, const char *base, int depth)
+{
+    struct stat st;
+    char *name = xasprintf("%s%s%s", prefix, prefix[0] != '\0' ? "/" : "", base);
+    int rc = 0;
+    if (fstatat(parent, base, &st, AT_SYMLINK_NOFOLLOW) != 0) {
+        rc = error_raise(EXIT_IO, "%s/%s: %s", l->root, name, strerror(errno));
+    } else if (S_ISDIR(st.st_mode)) {
+        int fd = openat(parent, base, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        rc = fd < 0 ? error_raise(EXIT_IO, "%s/%s: %s", l->root, name, strerror(errno))
+                    : walk(l, fd, name, depth + 1);
+    } else if (S_ISREG(st.st_mode)) {
+        listing_add(l, name, &st);
+        return 0;
+    } else {
+        rc = error_raise(EXIT_BAD_DATA,
+                         "%s/%s is neither file nor folder; links inside a captioned folder are "
+                         "not followed", l->root, name);
+    }
+    free(name);
+    return rc;
+}
+
+/* Takes over fd. Names that begin with a dot are other programs' business. */
+static int walk(struct listing *l, int fd, const char *prefix, int depth)
+{
+    DIR *dir = depth > DEPTH_MAX ? NULL : fdopendir(fd);
+    if (dir == NULL) {
+        close(fd);
+        return error_raise(EXIT_BAD_DATA, "%s/%s is nested deeper than %d or cannot be read",
+                           l->root, prefix, DEPTH_MAX);
+    }
+    int rc = 0;
+    for (struct dirent *d = readdir(dir); d != NULL && rc == 0; d = readdir(dir))
+        if (d->d_name[0] != '.') rc = visit(l, fd, prefix, d->d_name, depth);
+    closedir(dir);
+    return rc;
+}
+
+/* By stem, then caption before image: partners lie side by side. */
+static int by_stem(const void *a, const void *b)
+{
+    const struct entry *x = a, *y = b;
+    size_t n = x->stem < y->stem ? x->stem : y->stem;
+    int order = memcmp(x->name, y->name, n);
+    if (order != 0) return order;
+    if (x->stem != y->stem) return x->stem < y->stem ? -1 : 1;
+    if (x->caption != y->caption) return x->caption ? -1 : 1;
+    return strcmp(x->name, y->name);
+}
+
+static bool same_stem(const struct entry *x, const struct entry *y)
+{
+    return x->stem == y->stem && memcmp(x->name, y->name, x->stem) == 0;
+}
+
+static int list_folder(const char *path, const char *extension, struct listing *l)
+{
+    *l = (struct listing){.root = path, .extension = extension};
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return error_raise(errno == ENOENT ? EXIT_NO_INPUT : EXIT_IO,
+                           "data_path %s cannot be opened as a folder: %s", path, strerror(errno));
+    TRY(walk(l, fd, "", 0));
+    if (l->n == 0) return error_raise(EXIT_BAD_DATA, "data_path %s holds no file", path);
+    qsort(l->entry, (size_t)l->n, sizeof *l->entry, by_stem);
+    return 0;
+}
+
+int folder_fingerprint(const char *path, const char *extension, struct sha256 *h)
+{
+    struct listing l;
+    int rc = list_folder(path, extension, &l);
+    for (int64_t i = 0; i < l.n && rc == 0; i++) {
+        const struct entry *e = &l.entry[i];
+        int64_t fields[3] = {e->bytes, e->seconds, e->nanoseconds};
+        sha256_add(h, e->name, strlen(e->name) + 1);
+        sha256_add(h, fields, sizeof fields);
+    }
+    listing_free(&l);
+    return rc;
+}
+
+/* ---- captions -------------------------------------------------------------------------------- */
+
+bool text_is_utf8(const char *data, size_t bytes)
+{
+    const unsigned char *s = (const unsigned char *)data;
+    for (size_t i = 0; i < bytes;) {
+        size_t n = s[i] < 0x80 ? 0 : s[i] < 0xc2 ? 9 : s[i] < 0xe0 ? 1 : s[i] < 0xf0 ? 2
+                                                     : s[i] < 0xf5 ? 3 : 9;
+        if (n == 9 || i + n >= bytes) return false;
+        for (size_t k = 1; k <= n; k++)
+            if ((s[i + k] & 0xc0) != 0x80) return false;
+        bool overlong = (s[i] == 0xe0 && s[i + 1] < 0xa0) || (s[i] == 0xf0 && s[i + 1] < 0x90);
+        bool beyond = (s[i] == 0xed && s[i + 1] > 0x9f) || (s[i] == 0xf4 && s[i + 1] > 0x8f);
+        if (n > 0 && (overlong || beyond)) return false;
+        i += n + 1;
+    }
+    return true;
+}
+
+/* The first line that is not empty, without the blanks around it; 0 bytes if there is none. */
+static void first_line(const char **text, size_t *bytes)
+{
+    const char *at = *text, *end = at + *bytes;
+    while (at < end) {
+        const char *stop = memchr(at, '\n', (size_t)(end - at));
+        if (stop == NULL) stop = end;
+        *text = at;
+        *bytes = (size_t)(stop - at);
+        text_trim(text, bytes);
+        if (*bytes > 0) return;
+        at = stop + 1;
+    }
+    *bytes = 0;
+}
+
+static int add_pair(struct builder *b, struct image_scratch *s, const struct entry *caption,
+                    const struct entry *image, int64_t number, const struct text *human)
+{
+    size_t bytes;
+    int rc = image_read_file(b->set->path, caption->name, s, &bytes);
+    if (rc != 0) {
+        builder_problem(b, rc, "%s/%s %s", b->set->path, caption->name, s->why);
+        return 0;
+    }
+    const char *text = s->file.data;
+    if (!text_is_utf8(text, bytes) || memchr(text, '\0', bytes) != NULL) {
+        builder_problem(b, EXIT_BAD_DATA, "%s/%s is no UTF-8 text", b->set->path, caption->name);
+        return 0;
+    }
+    first_line(&text, &bytes);
+    if (bytes == 0) {
+        builder_problem(b, EXIT_BAD_DATA, "%s/%s holds no caption: every line is empty",
+                        b->set->path, caption->name);
+        return 0;
+    }
+    struct turn turns[2] = {{true, human->data, human->bytes}, {false, text, bytes}};
+    const char *name = image->name;
+    return builder_add(b, &(struct record){number, name, turns, 2, &name, 1});
+}
+
+static void report_lone(struct builder *b, const struct entry *e)
+{
+    builder_problem(b, EXIT_BAD_DATA, "%s/%s has no %s of the same name beside it", b->set->path,
+                    e->name, e->caption ? "image" : b->set->caption_extension);
+}
+
+static int add_pairs(struct builder *b, struct listing *l, struct image_scratch *s,
+                     const struct text *human)
+{
+    int64_t number = 0;
+    for (int64_t i = 0; i < l->n; builder_step(b)) {
+        const struct entry *e = &l->entry[i];
+        int64_t n = 1;
+        while (i + n < l->n && same_stem(e, e + n)) n++;
+        if (n == 1) {
+            report_lone(b, e);
+        } else if (n > 2 || !e->caption || e[1].caption) {
+            builder_problem(b, EXIT_BAD_DATA, "%s/%s and %s have the same stem: which one belongs "
+                            "to the caption?", b->set->path, e[n - 2].name, e[n - 1].name);
+        } else {
+            TRY(add_pair(b, s, e, e + 1, number++, human));
+        }
+        i += n;
+    }
+    return 0;
+}
+
+int source_folder_read(struct builder *b)
+{
+    struct listing l;
+    struct image_scratch s = {0};
+    struct text human = {0};
+    int rc = list_folder(b->set->path, b->set->caption_extension, &l);
+    b->total = l.n / 2;
+    text_puts(&human, IMAGE_TEXT "\n");
+    if (b->set->caption_prompt != NULL) text_puts(&human, b->set->caption_prompt);
+    if (rc == 0) rc = add_pairs(b, &l, &s, &human);
+    free(human.data);
+    image_scratch_free(&s);
+    listing_free(&l);
+    return rc;
+}

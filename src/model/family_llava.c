@@ -121,6 +121,9 @@ static int llava_build(const struct config *cfg, struct stack *s) {
         cfg->language.position_embedding_type != POSITION_NONE)
         return error_raise(EXIT_USAGE, "[language] position_embedding_type: family llava takes rope "
                                        "or none in this version");
+    if (!cfg->language.untie_embeddings_and_output_weights)
+        return error_raise(EXIT_USAGE, "[language] untie_embeddings_and_output_weights = false: the "
+                                       "head of family llava is its own tensor, set it to true");
     if (m->language.rotary_dim % 2 != 0)
         return error_raise(EXIT_USAGE, "[language] kv_channels * rotary_percent = %lld must be even",
                            (long long)m->language.rotary_dim);

@@ -112,6 +112,8 @@ int run_steps(struct run *r) {
         TRY(run_step(r, &n));
         advance(r, &n);
         TRY(report_step(r, &n));
+        if (multiple(r->at.step, c->training.check_weight_hash_across_dp_replicas_interval))
+            TRY(replica_check(r));
         enum stop_level level = stop_wanted(r);
         bool last = r->at.step == c->derived.train_iters;
         if (!last && (level == STOP_SAVE || multiple(r->at.step, c->checkpoint.save_interval)))

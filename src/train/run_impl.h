@@ -10,6 +10,8 @@ struct totals { /* over the steps of one log interval */
     int64_t steps, targets, images;
 };
 
+struct replica_check; /* replica.c */
+
 struct run {
     struct config *cfg;
     struct grid *grid;
@@ -36,6 +38,7 @@ struct run {
     int64_t last_saved; /* step of the newest checkpoint of this run, -1: none */
     int save_failures;
 
+    struct replica_check *replicas;
     FILE *metrics;
     struct totals totals;
     double flops_logged, wait_logged; /* counters at the last log line */
@@ -65,6 +68,11 @@ int report_status(struct run *r, const char *state, int exit_code, const char *r
 void save_setup(struct run *r);
 int save_checkpoint(struct run *r); /* a failure that may be survived returns 0 and is logged */
 int save_resume(struct run *r);     /* finds and loads, or starts anew */
+
+/* replica.c: equal weights on ranks that should have them; collective over dp and tp. */
+void replica_check_begin(struct run *r);
+int replica_check(struct run *r);
+void replica_check_end(struct run *r);
 
 /* stop.c: what asked for the end of the run, agreed by all ranks. */
 enum stop_level {

@@ -112,6 +112,7 @@ static int setup_stage(struct run *r, const struct microbatch *largest) {
                         &r->layout.pipeline, &r->plan.pipeline, &r->step, &r->scratch,
                         &r->pipeline));
     batcher_attach(r->batcher, &r->stage, largest);
+    replica_check_begin(r);
     r->last_stage = group_rank(pp) == group_size(pp) - 1;
     r->result.loss_sum = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(double));
     r->result.loss_rows = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(int64_t));
@@ -164,6 +165,7 @@ static int begin_on_grid(struct run *r) {
     param_set_initialise(&r->stage.params, r->be, r->layout.pipeline.run_key);
     save_setup(r);
     TRY(save_resume(r));
+    if (c->training.check_weight_hash_across_dp_replicas_interval > 0) TRY(replica_check(r));
     TRY(agree(r, report_begin(r)));
     stop_install(r);
     return 0;
@@ -185,6 +187,7 @@ int run_begin(struct run *r, struct config *cfg) {
 
 void run_end(struct run *r) {
     report_end(r);
+    replica_check_end(r);
     pipeline_destroy(r->pipeline);
     optim_destroy(r->optim);
     batcher_destroy(r->batcher);

@@ -148,7 +148,8 @@ struct config_real_list {
 #define CONFIG_WRITERS(C)                                                                          \
     C(WRITERS_RANK, "rank", NULL) C(WRITERS_NODE, "node", "every rank writes its own file")
 #define CONFIG_TIMING(C)                                                                           \
-    C(TIMING_MAX, "max", NULL) C(TIMING_MINMAX, "minmax", NULL) C(TIMING_ALL, "all", NULL)
+    C(TIMING_MAX, "max", "there are no timers yet")                                                \
+    C(TIMING_MINMAX, "minmax", NULL) C(TIMING_ALL, "all", "there are no timers yet")
 
 #define CONFIG_ENUMERATOR(name, text, missing) name,
 #define CONFIG_CHOICES(LIST) enum { LIST(CONFIG_ENUMERATOR) CONFIG_END_##LIST };

@@ -37,23 +37,23 @@ struct data_settings {
     const char *caption_extension; /* captioned_folder, with its dot; NULL: ".txt" */
     const char *caption_prompt;    /* captioned_folder: human text, unused by template plain */
     enum data_template conversation_template;
-    bool strict_llava_masking; /* also mask rows that LLaVA's own code throws away (llava_json) */
+    bool strict_llava_masking;  /* also mask rows that LLaVA's own code throws away (llava_json) */
     const char *tokenizer_type; /* Llama2Tokenizer, SentencePieceTokenizer, or its GPT twin */
     const char *tokenizer_model;
-    int64_t vocab_size;           /* of the model; the tokenizer may have fewer pieces */
-    int64_t decoder_seq_length;   /* merged rows beyond it are cut off on the right */
+    int64_t vocab_size;            /* of the model; the tokenizer may have fewer pieces */
+    int64_t decoder_seq_length;    /* merged rows beyond it are cut off on the right */
     int64_t dataloader_seq_length; /* text ids (markers included) beyond it are cut; 0: no limit */
-    int64_t rows_per_image;       /* K: 576, or 577 with the class row */
+    int64_t rows_per_image;        /* K: 576, or 577 with the class row */
     int img_h, img_w;
     enum data_aspect aspect;
-    bool composite;          /* lay transparent images over `background`; else alpha is dropped */
+    bool composite; /* lay transparent images over `background`; else alpha is dropped */
     uint8_t background[3];
     double mean[3], std[3];
     enum data_bad_image on_bad_image;
-    int64_t max_bad_images;  /* skip and blank: more bad images than that stop the job */
+    int64_t max_bad_images; /* skip and blank: more bad images than that stop the job */
     enum data_no_target on_no_target;
     bool shuffle;
-    int num_workers;         /* decoding threads of prefetch and of dataset_prepare */
+    int num_workers; /* decoding threads of prefetch and of dataset_prepare */
     /* DATA_MOCK: all samples alike; needs no files and no tokenizer */
     int64_t mock_samples, mock_images, mock_text_length;
     uint64_t mock_seed;
@@ -86,25 +86,25 @@ struct dataset;
 int dataset_open(const struct data_settings *s, struct dataset **out);
 void dataset_close(struct dataset *d);
 int64_t dataset_count(const struct dataset *d);
-int64_t dataset_images(const struct dataset *d); /* rows of the image table */
+int64_t dataset_images(const struct dataset *d);     /* rows of the image table */
 const char *dataset_digest(const struct dataset *d); /* sha256 hex of ids, labels, image names... */
 
 struct dataset_report {
     int64_t samples, text_only, images;
-    int64_t text_ids, targets;      /* sums over samples; targets after the cut */
+    int64_t text_ids, targets;       /* sums over samples; targets after the cut */
     int64_t longest, longest_sample; /* merged rows BEFORE the cut, and whose */
-    int64_t cut_samples;            /* samples longer than decoder_seq_length */
-    int64_t no_target_samples;      /* kept ones */
+    int64_t cut_samples;             /* samples longer than decoder_seq_length */
+    int64_t no_target_samples;       /* kept ones */
     int64_t skipped_bad_image, skipped_no_target, blank_images;
 };
 void dataset_report(const struct dataset *d, struct dataset_report *r);
 
 /* Views into memory; valid until dataset_close. No I/O. */
 struct sample {
-    int64_t id;           /* = i */
-    const char *name;     /* "id" of the source, for messages */
-    int32_t text_len;     /* ids, one DATA_IMAGE_MARKER per image included */
-    int32_t n_images;     /* marker k is image[k] */
+    int64_t id;            /* = i */
+    const char *name;      /* "id" of the source, for messages */
+    int32_t text_len;      /* ids, one DATA_IMAGE_MARKER per image included */
+    int32_t n_images;      /* marker k is image[k] */
     const int32_t *ids;    /* [text_len] */
     const int32_t *labels; /* [text_len]: the id, or DATA_NO_TARGET */
     const int64_t *image;  /* [n_images] rows of the image table */

@@ -6,8 +6,7 @@
 
 #include "index_impl.h"
 
-void builder_problem(struct builder *b, int exit_code, const char *fmt, ...)
-{
+void builder_problem(struct builder *b, int exit_code, const char *fmt, ...) {
     char text[1024];
     va_list args;
     va_start(args, fmt);
@@ -17,23 +16,20 @@ void builder_problem(struct builder *b, int exit_code, const char *fmt, ...)
     if (b->n_problems++ < PROBLEMS_SHOWN) error_raise(exit_code, "%s", text);
 }
 
-int builder_end(struct builder *b)
-{
+int builder_end(struct builder *b) {
     if (b->n_problems > PROBLEMS_SHOWN)
         error_raise(b->code, "%s: %lld more of the kind, %lld in all", b->set->path,
                     (long long)(b->n_problems - PROBLEMS_SHOWN), (long long)b->n_problems);
     return b->n_problems > 0 ? b->code : 0;
 }
 
-void builder_step(struct builder *b)
-{
+void builder_step(struct builder *b) {
     b->done++;
     if (b->progress != NULL && (b->done % 64 == 0 || b->done == b->total))
         b->progress(b->progress_arg, b->done, b->total);
 }
 
-static void append_images(struct builder *b, const struct record *r, int64_t n)
-{
+static void append_images(struct builder *b, const struct record *r, int64_t n) {
     struct index *x = &b->x;
     for (int64_t k = 0; k < n; k++) {
         index_append(x, COL_IMAGE_WIDTH, &(int32_t){0}, 1); /* filled in when images are checked */
@@ -47,8 +43,7 @@ static void append_images(struct builder *b, const struct record *r, int64_t n)
 }
 
 static void append_sample(struct builder *b, const struct record *r, int64_t n_images,
-                          int64_t n_targets)
-{
+                          int64_t n_targets) {
     struct index *x = &b->x;
     index_append(x, COL_IDS, b->rows.ids, b->rows.n);
     index_append(x, COL_LABELS, b->rows.labels, b->rows.n);
@@ -62,8 +57,7 @@ static void append_sample(struct builder *b, const struct record *r, int64_t n_i
 }
 
 /* false: the sample is left out. */
-static bool targets_allow(struct builder *b, const struct record *r, int64_t n_targets)
-{
+static bool targets_allow(struct builder *b, const struct record *r, int64_t n_targets) {
     if (n_targets > 0 || b->set->on_no_target == NO_TARGET_KEEP) return true;
     if (b->set->on_no_target == NO_TARGET_SKIP) {
         log_warn("%s: record %lld (id %s) has no target token within %lld rows: skipped",
@@ -80,8 +74,7 @@ static bool targets_allow(struct builder *b, const struct record *r, int64_t n_t
     return false;
 }
 
-static bool turns_fit_plain(struct builder *b, const struct record *r)
-{
+static bool turns_fit_plain(struct builder *b, const struct record *r) {
     if (b->set->conversation_template != TEMPLATE_PLAIN) return true;
     if (r->n_turns == 2 && r->n_images > 0 &&
         text_count_markers(r->turns[0].text, r->turns[0].bytes) == r->n_images)
@@ -94,8 +87,7 @@ static bool turns_fit_plain(struct builder *b, const struct record *r)
 }
 
 /* Marker k takes image k. Without any image a literal <image> is plain text. */
-static bool markers_fit(struct builder *b, const struct record *r)
-{
+static bool markers_fit(struct builder *b, const struct record *r) {
     int64_t markers = text_count_markers(b->prompt.text.data, b->prompt.text.bytes);
     if (r->n_images == 0 || markers == r->n_images) return true;
     builder_problem(b, EXIT_BAD_DATA,
@@ -105,8 +97,7 @@ static bool markers_fit(struct builder *b, const struct record *r)
     return false;
 }
 
-int builder_add(struct builder *b, const struct record *r)
-{
+int builder_add(struct builder *b, const struct record *r) {
     const struct data_settings *set = b->set;
     if (!turns_fit_plain(b, r)) return 0;
     prompt_build(&b->prompt, set->conversation_template, NULL, r->turns, r->n_turns, r->n_images);

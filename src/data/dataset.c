@@ -5,23 +5,23 @@
 
 #include "dataset_impl.h"
 
-static int read_index(const struct data_settings *s, struct index *x)
-{
+static int read_index(const struct data_settings *s, struct index *x) {
     if (s->format == DATA_MOCK) return mock_build(s, x);
     char *path = dataset_index_path(s);
     if (path == NULL) return error_code();
     int rc = 0;
     if (access(path, F_OK) != 0)
-        rc = error_raise(EXIT_NO_INPUT, "there is no dataset index %s for data_path %s; make it "
-                         "with: strata prepare JOB.ini", path, s->path);
+        rc = error_raise(EXIT_NO_INPUT,
+                         "there is no dataset index %s for data_path %s; make it "
+                         "with: strata prepare JOB.ini",
+                         path, s->path);
     if (rc == 0) rc = index_file_read(path, x);
     if (rc == 0) rc = index_validate(x, path, s->vocab_size);
     free(path);
     return rc;
 }
 
-static void find_limits(struct dataset *d)
-{
+static void find_limits(struct dataset *d) {
     const int32_t *width = index_i32(&d->x, COL_IMAGE_WIDTH);
     const int32_t *height = index_i32(&d->x, COL_IMAGE_HEIGHT);
     const int64_t *bytes = index_i64(&d->x, COL_IMAGE_BYTES);
@@ -30,8 +30,7 @@ static void find_limits(struct dataset *d)
             image_limits_add(&d->pipeline, &d->limits, width[i], height[i], (size_t)bytes[i]);
 }
 
-int dataset_open(const struct data_settings *s, struct dataset **out)
-{
+int dataset_open(const struct data_settings *s, struct dataset **out) {
     struct dataset *d = xcalloc(1, sizeof *d);
     int rc = read_index(s, &d->x);
     if (rc != 0) {
@@ -58,8 +57,7 @@ int dataset_open(const struct data_settings *s, struct dataset **out)
     return 0;
 }
 
-void dataset_close(struct dataset *d)
-{
+void dataset_close(struct dataset *d) {
     if (d == NULL) return;
     index_free(&d->x);
     free(d->image_row);
@@ -69,29 +67,24 @@ void dataset_close(struct dataset *d)
     free(d);
 }
 
-int64_t dataset_count(const struct dataset *d)
-{
+int64_t dataset_count(const struct dataset *d) {
     return index_samples(&d->x);
 }
 
-int64_t dataset_images(const struct dataset *d)
-{
+int64_t dataset_images(const struct dataset *d) {
     return index_images(&d->x);
 }
 
-const char *dataset_digest(const struct dataset *d)
-{
+const char *dataset_digest(const struct dataset *d) {
     return d->x.digest;
 }
 
-const char *dataset_image_name(const struct dataset *d, int64_t image)
-{
+const char *dataset_image_name(const struct dataset *d, int64_t image) {
     CHECK(image >= 0 && image < dataset_images(d), "image %lld", (long long)image);
     return index_image_name(&d->x, image);
 }
 
-void dataset_sample(const struct dataset *d, int64_t i, struct sample *out)
-{
+void dataset_sample(const struct dataset *d, int64_t i, struct sample *out) {
     CHECK(i >= 0 && i < dataset_count(d), "sample %lld", (long long)i);
     const int64_t *text = index_i64(&d->x, COL_TEXT_OFFSET) + i;
     const int64_t *image = index_i64(&d->x, COL_IMAGE_OFFSET) + i;
@@ -109,8 +102,7 @@ void dataset_sample(const struct dataset *d, int64_t i, struct sample *out)
     };
 }
 
-void dataset_report(const struct dataset *d, struct dataset_report *r)
-{
+void dataset_report(const struct dataset *d, struct dataset_report *r) {
     const int64_t *merged = index_i64(&d->x, COL_MERGED);
     const uint8_t *blank = d->x.col[COL_IMAGE_BLANK].data;
     *r = (struct dataset_report){.samples = dataset_count(d),
@@ -136,8 +128,7 @@ void dataset_report(const struct dataset *d, struct dataset_report *r)
 /* ---- pixels ---------------------------------------------------------------------------------- */
 
 static int load_and_compare(const struct dataset *d, int64_t image, struct image_scratch *s,
-                            float *out)
-{
+                            float *out) {
     struct image info;
     int width = index_i32(&d->x, COL_IMAGE_WIDTH)[image];
     int height = index_i32(&d->x, COL_IMAGE_HEIGHT)[image];
@@ -147,20 +138,19 @@ static int load_and_compare(const struct dataset *d, int64_t image, struct image
         return 0;
     return image_fail(s, EXIT_BAD_DATA,
                       "is another file than when the index was made: %d x %d pixels in place of "
-                      "%d x %d; prepare again", info.width, info.height, width, height);
+                      "%d x %d; prepare again",
+                      info.width, info.height, width, height);
 }
 
 /* A blank one if the policy and its limit allow that, else the code. */
-static int turn_bad(const struct dataset *d, int64_t image, int code)
-{
+static int turn_bad(const struct dataset *d, int64_t image, int code) {
     if (d->on_bad_image != BAD_IMAGE_BLANK) return code;
     bool known = atomic_exchange(&d->turned_bad[image], 1) != 0;
     long long n = known ? atomic_load(d->n_turned_bad) : atomic_fetch_add(d->n_turned_bad, 1) + 1;
     return n <= d->max_bad_images ? 0 : code;
 }
 
-int dataset_fetch(const struct dataset *d, int64_t image, struct image_scratch *s, float *out)
-{
+int dataset_fetch(const struct dataset *d, int64_t image, struct image_scratch *s, float *out) {
     CHECK(image >= 0 && image < dataset_images(d), "image %lld", (long long)image);
     size_t n = 3 * (size_t)d->pipeline.img_h * (size_t)d->pipeline.img_w;
     s->why[0] = '\0';
@@ -178,8 +168,7 @@ int dataset_fetch(const struct dataset *d, int64_t image, struct image_scratch *
     return code;
 }
 
-int dataset_pixels(const struct dataset *d, int64_t image, float *out)
-{
+int dataset_pixels(const struct dataset *d, int64_t image, float *out) {
     struct image_scratch s = {0};
     int code = dataset_fetch(d, image, &s, out);
     if (code != 0)
@@ -190,8 +179,7 @@ int dataset_pixels(const struct dataset *d, int64_t image, float *out)
     return code;
 }
 
-int data_image_load(const struct data_settings *set, const char *path, float *out)
-{
+int data_image_load(const struct data_settings *set, const char *path, float *out) {
     struct image_scratch s = {0};
     struct image_pipeline pipeline;
     struct image info;

@@ -16,43 +16,44 @@
 #define COLUMN_BYTES_MAX ((hsize_t)1 << 40)
 
 /* The innermost entry of HDF5's own error stack says what really happened. */
-static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *arg)
-{
+static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *arg) {
     (void)n;
     if (e->desc != NULL) snprintf(arg, 200, "%s", e->desc);
     return 0;
 }
 
-static int fail(int exit_code, const char *path, const char *what)
-{
+static int fail(int exit_code, const char *path, const char *what) {
     char why[200] = "no reason given";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_innermost, why);
     H5Eclear2(H5E_DEFAULT);
     return error_raise(exit_code, "dataset index %s: %s failed: %s", path, what, why);
 }
 
-static hid_t memory_type(enum index_column c)
-{
+static hid_t memory_type(enum index_column c) {
     switch (column_kind[c].type) {
-    case COLUMN_I64: return H5T_NATIVE_INT64;
-    case COLUMN_I32: return H5T_NATIVE_INT32;
-    default: return H5T_NATIVE_UINT8;
+    case COLUMN_I64:
+        return H5T_NATIVE_INT64;
+    case COLUMN_I32:
+        return H5T_NATIVE_INT32;
+    default:
+        return H5T_NATIVE_UINT8;
     }
 }
 
-static hid_t file_type(enum index_column c)
-{
+static hid_t file_type(enum index_column c) {
     switch (column_kind[c].type) {
-    case COLUMN_I64: return H5T_STD_I64LE;
-    case COLUMN_I32: return H5T_STD_I32LE;
-    default: return H5T_STD_U8LE;
+    case COLUMN_I64:
+        return H5T_STD_I64LE;
+    case COLUMN_I32:
+        return H5T_STD_I32LE;
+    default:
+        return H5T_STD_U8LE;
     }
 }
 
 /* ---- attributes ------------------------------------------------------------------------------ */
 
-static bool put_string(hid_t at, const char *name, const char *text)
-{
+static bool put_string(hid_t at, const char *name, const char *text) {
     hid_t type = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR);
     H5Tset_size(type, strlen(text) + 1);
     H5Tset_cset(type, H5T_CSET_UTF8);
@@ -64,8 +65,7 @@ static bool put_string(hid_t at, const char *name, const char *text)
     return good;
 }
 
-static bool put_i64(hid_t at, const char *name, int64_t v)
-{
+static bool put_i64(hid_t at, const char *name, int64_t v) {
     hid_t space = H5Screate(H5S_SCALAR);
     hid_t a = H5Acreate2(at, name, H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT);
     bool good = a >= 0 && H5Awrite(a, H5T_NATIVE_INT64, &v) >= 0;
@@ -75,8 +75,7 @@ static bool put_i64(hid_t at, const char *name, int64_t v)
 }
 
 /* A fixed-length string attribute of less than `bytes` bytes. */
-static bool get_string(hid_t at, const char *name, char *text, size_t bytes)
-{
+static bool get_string(hid_t at, const char *name, char *text, size_t bytes) {
     if (H5Aexists(at, name) <= 0) return false;
     hid_t a = H5Aopen(at, name, H5P_DEFAULT), type = H5Aget_type(a);
     bool good = type >= 0 && H5Tget_class(type) == H5T_STRING && !H5Tis_variable_str(type) &&
@@ -89,8 +88,7 @@ static bool get_string(hid_t at, const char *name, char *text, size_t bytes)
     return good;
 }
 
-static bool get_i64(hid_t at, const char *name, int64_t *v)
-{
+static bool get_i64(hid_t at, const char *name, int64_t *v) {
     if (H5Aexists(at, name) <= 0) return false;
     hid_t a = H5Aopen(at, name, H5P_DEFAULT), space = H5Aget_space(a);
     bool good = space >= 0 && H5Sget_simple_extent_npoints(space) == 1 &&
@@ -102,8 +100,7 @@ static bool get_i64(hid_t at, const char *name, int64_t *v)
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-static hid_t create_file(const char *path)
-{
+static hid_t create_file(const char *path) {
     hid_t access = H5Pcreate(H5P_FILE_ACCESS), creation = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_fapl_sec2(access);
     H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
@@ -120,18 +117,16 @@ static hid_t create_file(const char *path)
 
 /* In slices, so that HDF5 needs no large buffer of its own. */
 static bool transfer(hid_t data, hid_t space, enum index_column c, hsize_t n, void *memory,
-                     bool write)
-{
+                     bool write) {
     size_t size = column_size(c);
     for (hsize_t first = 0; first < n;) {
         hsize_t count = SLICE_BYTES / size;
         if (count > n - first) count = n - first;
         hid_t mem = H5Screate_simple(1, &count, NULL);
         void *at = (char *)memory + first * size;
-        bool good =
-            H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &count, NULL) >= 0 &&
-            (write ? H5Dwrite(data, memory_type(c), mem, space, H5P_DEFAULT, at)
-                   : H5Dread(data, memory_type(c), mem, space, H5P_DEFAULT, at)) >= 0;
+        bool good = H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &count, NULL) >= 0 &&
+                    (write ? H5Dwrite(data, memory_type(c), mem, space, H5P_DEFAULT, at)
+                           : H5Dread(data, memory_type(c), mem, space, H5P_DEFAULT, at)) >= 0;
         H5Sclose(mem);
         if (!good) return false;
         first += count;
@@ -139,8 +134,7 @@ static bool transfer(hid_t data, hid_t space, enum index_column c, hsize_t n, vo
     return true;
 }
 
-static bool write_column(hid_t file, const struct index *x, enum index_column c)
-{
+static bool write_column(hid_t file, const struct index *x, enum index_column c) {
     const struct column *col = &x->col[c];
     hsize_t n = (hsize_t)col->n;
     hid_t plist = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(1, &n, NULL);
@@ -148,8 +142,8 @@ static bool write_column(hid_t file, const struct index *x, enum index_column c)
     H5Pset_alloc_time(plist, H5D_ALLOC_TIME_EARLY);
     H5Pset_fill_time(plist, H5D_FILL_TIME_NEVER);
     H5Pset_obj_track_times(plist, false);
-    hid_t data = H5Dcreate2(file, column_kind[c].name, file_type(c), space, H5P_DEFAULT, plist,
-                            H5P_DEFAULT);
+    hid_t data =
+        H5Dcreate2(file, column_kind[c].name, file_type(c), space, H5P_DEFAULT, plist, H5P_DEFAULT);
     uint32_t crc = crc32c(0, col->data, (size_t)n * column_size(c));
     bool good = data >= 0 && transfer(data, space, c, n, col->data, true) &&
                 put_string(data, "description", column_kind[c].description) &&
@@ -160,8 +154,7 @@ static bool write_column(hid_t file, const struct index *x, enum index_column c)
     return good;
 }
 
-static bool write_header(hid_t file, const struct index *x, const char *settings)
-{
+static bool write_header(hid_t file, const struct index *x, const char *settings) {
     return put_string(file, "format", FORMAT) && put_i64(file, "format_version", FORMAT_VERSION) &&
            put_string(file, "title", "Dataset index: token ids, labels, image sizes, lengths") &&
            put_string(file, "source", "strata " STRATA_VERSION) &&
@@ -172,8 +165,7 @@ static bool write_header(hid_t file, const struct index *x, const char *settings
            put_i64(file, "skipped_no_target", x->skipped_no_target);
 }
 
-static int write_file(const char *path, const struct index *x, const char *settings)
-{
+static int write_file(const char *path, const struct index *x, const char *settings) {
     hid_t file = create_file(path);
     if (file < 0) return fail(EXIT_CANT_CREATE, path, "creating it");
     int rc = write_header(file, x, settings) ? 0 : fail(EXIT_IO, path, "writing its header");
@@ -183,18 +175,16 @@ static int write_file(const char *path, const struct index *x, const char *setti
     return rc;
 }
 
-static int sync_path(const char *path, int flags)
-{
+static int sync_path(const char *path, int flags) {
     int fd = open(path, flags | O_CLOEXEC);
-    int rc = fd < 0 || fsync(fd) != 0 ? error_raise(EXIT_IO, "%s cannot be synchronised: %s", path,
-                                                    strerror(errno))
-                                      : 0;
+    int rc = fd < 0 || fsync(fd) != 0
+                 ? error_raise(EXIT_IO, "%s cannot be synchronised: %s", path, strerror(errno))
+                 : 0;
     if (fd >= 0) close(fd);
     return rc;
 }
 
-static int publish(const char *temporary, const char *path)
-{
+static int publish(const char *temporary, const char *path) {
     TRY(sync_path(temporary, O_RDONLY));
     if (rename(temporary, path) != 0)
         return error_raise(EXIT_CANT_CREATE, "%s cannot be renamed to %s: %s", temporary, path,
@@ -206,8 +196,7 @@ static int publish(const char *temporary, const char *path)
     return rc;
 }
 
-int index_file_write(const char *path, const struct index *x, const char *settings)
-{
+int index_file_write(const char *path, const struct index *x, const char *settings) {
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     char *temporary = xasprintf("%s.tmp-%ld", path, (long)getpid());
     unlink(temporary); /* of an earlier process of the same number */
@@ -220,8 +209,7 @@ int index_file_write(const char *path, const struct index *x, const char *settin
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static hid_t open_file(const char *path)
-{
+static hid_t open_file(const char *path) {
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     H5Pset_fapl_sec2(access);
@@ -232,8 +220,7 @@ static hid_t open_file(const char *path)
     return file;
 }
 
-static bool read_column_data(hid_t data, hid_t space, enum index_column c, struct column *col)
-{
+static bool read_column_data(hid_t data, hid_t space, enum index_column c, struct column *col) {
     hsize_t n;
     int64_t crc;
     if (H5Sget_simple_extent_ndims(space) != 1) return false;
@@ -247,8 +234,7 @@ static bool read_column_data(hid_t data, hid_t space, enum index_column c, struc
            crc == (int64_t)crc32c(0, col->data, n * size);
 }
 
-static bool read_column(hid_t file, enum index_column c, struct column *col)
-{
+static bool read_column(hid_t file, enum index_column c, struct column *col) {
     if (H5Lexists(file, column_kind[c].name, H5P_DEFAULT) <= 0) return false;
     hid_t data = H5Dopen2(file, column_kind[c].name, H5P_DEFAULT);
     if (data < 0) return false;
@@ -261,8 +247,7 @@ static bool read_column(hid_t file, enum index_column c, struct column *col)
     return good;
 }
 
-static int read_header(hid_t file, const char *path, struct index *x)
-{
+static int read_header(hid_t file, const char *path, struct index *x) {
     char format[32];
     int64_t version = 0;
     if (!get_string(file, "format", format, sizeof format) || strcmp(format, FORMAT) != 0)
@@ -278,8 +263,7 @@ static int read_header(hid_t file, const char *path, struct index *x)
     return 0;
 }
 
-int index_file_read(const char *path, struct index *x)
-{
+int index_file_read(const char *path, struct index *x) {
     *x = (struct index){0};
     hid_t file = open_file(path);
     if (file < 0) return fail(EXIT_BAD_DATA, path, "opening it as HDF5");
@@ -288,15 +272,15 @@ int index_file_read(const char *path, struct index *x)
         if (!read_column(file, c, &x->col[c]))
             rc = error_raise(EXIT_BAD_DATA,
                              "dataset index %s: column %s is missing or damaged; delete the file "
-                             "and prepare again", path, column_kind[c].name);
+                             "and prepare again",
+                             path, column_kind[c].name);
     H5Eclear2(H5E_DEFAULT);
     H5Fclose(file);
     if (rc != 0) index_free(x);
     return rc;
 }
 
-int index_file_fingerprint(const char *path, char fingerprint[65])
-{
+int index_file_fingerprint(const char *path, char fingerprint[65]) {
     struct index x = {0};
     hid_t file = open_file(path);
     if (file < 0) return fail(EXIT_BAD_DATA, path, "opening it as HDF5");

@@ -3,8 +3,7 @@
 
 #include "image_impl.h"
 
-void image_pipeline_init(struct image_pipeline *p, const struct data_settings *s)
-{
+void image_pipeline_init(struct image_pipeline *p, const struct data_settings *s) {
     *p = (struct image_pipeline){.img_h = s->img_h, .img_w = s->img_w, .aspect = s->aspect};
     p->background.composite = s->composite;
     for (int c = 0; c < 3; c++) {
@@ -20,29 +19,29 @@ void image_pipeline_init(struct image_pipeline *p, const struct data_settings *s
 
 /* The smallest canvas of the target's aspect that holds the image. */
 static void canvas_size(const struct image_pipeline *p, int width, int height, int *canvas_width,
-                        int *canvas_height)
-{
+                        int *canvas_height) {
     int64_t w = width, h = height;
-    if (w * p->img_h > h * p->img_w) h = w * p->img_h / p->img_w;
-    else w = h * p->img_w / p->img_h;
+    if (w * p->img_h > h * p->img_w)
+        h = w * p->img_h / p->img_w;
+    else
+        w = h * p->img_w / p->img_h;
     *canvas_width = (int)(w < width ? width : w);
     *canvas_height = (int)(h < height ? height : h);
 }
 
 static int check_canvas(const struct image_pipeline *p, struct image_scratch *s,
-                        const struct image *im)
-{
+                        const struct image *im) {
     int width, height;
     if (p->aspect != ASPECT_PAD) return 0;
     canvas_size(p, im->width, im->height, &width, &height);
     if ((int64_t)width * height <= IMAGE_PIXELS_MAX) return 0;
     return image_fail(s, EXIT_BAD_DATA,
                       "is %d x %d pixels: padded to the target's aspect it would have more than "
-                      "the %lld allowed", im->width, im->height, (long long)IMAGE_PIXELS_MAX);
+                      "the %lld allowed",
+                      im->width, im->height, (long long)IMAGE_PIXELS_MAX);
 }
 
-static void pad(const struct image_pipeline *p, struct image_scratch *s, struct image *im)
-{
+static void pad(const struct image_pipeline *p, struct image_scratch *s, struct image *im) {
     int width, height;
     canvas_size(p, im->width, im->height, &width, &height);
     if (width == im->width && height == im->height) return;
@@ -50,8 +49,8 @@ static void pad(const struct image_pipeline *p, struct image_scratch *s, struct 
     for (size_t i = 0; i < (size_t)width * (size_t)height; i++) memcpy(out + 3 * i, p->fill, 3);
     size_t left = (size_t)((width - im->width) / 2), top = (size_t)((height - im->height) / 2);
     for (size_t y = 0; y < (size_t)im->height; y++)
-        memcpy(out + 3 * ((top + y) * (size_t)width + left),
-               im->rgb + 3 * y * (size_t)im->width, 3 * (size_t)im->width);
+        memcpy(out + 3 * ((top + y) * (size_t)width + left), im->rgb + 3 * y * (size_t)im->width,
+               3 * (size_t)im->width);
     im->rgb = out;
     im->width = width;
     im->height = height;
@@ -59,8 +58,7 @@ static void pad(const struct image_pipeline *p, struct image_scratch *s, struct 
 
 /* The edge that is short for the target's aspect becomes the target's, the other follows,
  * truncated; then the middle is cut out. */
-static struct image_window window_of(const struct image_pipeline *p, const struct image *im)
-{
+static struct image_window window_of(const struct image_pipeline *p, const struct image *im) {
     struct image_window w = {.width = p->img_w, .height = p->img_h};
     int64_t width = im->width, height = im->height;
     if (width * p->img_h <= height * p->img_w) {
@@ -78,8 +76,7 @@ static struct image_window window_of(const struct image_pipeline *p, const struc
 }
 
 void image_transform(const struct image_pipeline *p, struct image_scratch *s,
-                     const struct image *in, float *out)
-{
+                     const struct image *in, float *out) {
     struct image im = *in;
     if (p->aspect == ASPECT_PAD) pad(p, s, &im);
     struct image_window w = window_of(p, &im);
@@ -93,8 +90,7 @@ void image_transform(const struct image_pipeline *p, struct image_scratch *s,
 }
 
 int image_load(const struct image_pipeline *p, const char *folder, const char *name,
-               struct image_scratch *s, struct image *info, float *out)
-{
+               struct image_scratch *s, struct image *info, float *out) {
     size_t bytes;
     TRY(image_read_file(folder, name, s, &bytes));
     TRY(image_decode(s, bytes, &p->background, info));
@@ -103,9 +99,8 @@ int image_load(const struct image_pipeline *p, const char *folder, const char *n
     return 0;
 }
 
-void image_limits_add(const struct image_pipeline *p, struct image_limits *l, int width,
-                      int height, size_t file_bytes)
-{
+void image_limits_add(const struct image_pipeline *p, struct image_limits *l, int width, int height,
+                      size_t file_bytes) {
     int w = width, h = height;
     int64_t pixels = (int64_t)w * h;
     if (p->aspect == ASPECT_PAD) canvas_size(p, width, height, &w, &h);
@@ -118,8 +113,7 @@ void image_limits_add(const struct image_pipeline *p, struct image_limits *l, in
 }
 
 void image_scratch_reserve(const struct image_pipeline *p, struct image_scratch *s,
-                           const struct image_limits *l)
-{
+                           const struct image_limits *l) {
     if (l->pixels == 0) return;
     buffer_reserve(&s->file, l->file_bytes + 1);
     buffer_reserve(&s->raw, 4 * (size_t)l->pixels);

@@ -22,16 +22,14 @@ struct check {
     atomic_llong next, done;
 };
 
-static void check_one(struct check *c, struct image_scratch *s, int64_t i)
-{
+static void check_one(struct check *c, struct image_scratch *s, int64_t i) {
     struct verdict *v = &c->verdict[i];
     v->code = image_load(c->pipeline, c->folder, index_image_name(c->x, i), s, &v->image, NULL);
     if (v->code != 0) v->why = xstrdup(s->why);
     atomic_fetch_add(&c->done, 1);
 }
 
-static void *check_thread(void *arg)
-{
+static void *check_thread(void *arg) {
     struct check *c = arg;
     struct image_scratch s = {0};
     for (int64_t i = atomic_fetch_add(&c->next, 1); i < c->n; i = atomic_fetch_add(&c->next, 1))
@@ -41,13 +39,11 @@ static void *check_thread(void *arg)
 }
 
 /* The calling thread reports while the others work. */
-static void check_all(struct check *c, struct builder *b)
-{
+static void check_all(struct check *c, struct builder *b) {
     int n_threads = b->set->num_workers < 1 ? 1 : b->set->num_workers;
     pthread_t *thread = xcalloc((size_t)n_threads, sizeof *thread);
     int started = 0;
-    while (started < n_threads &&
-           pthread_create(&thread[started], NULL, check_thread, c) == 0)
+    while (started < n_threads && pthread_create(&thread[started], NULL, check_thread, c) == 0)
         started++;
     if (started == 0) check_thread(c);
     for (int64_t seen = 0; seen < c->n;) {
@@ -59,8 +55,7 @@ static void check_all(struct check *c, struct builder *b)
     free(thread);
 }
 
-static void tell_bad(struct builder *b, int64_t i, int64_t image, const struct verdict *v)
-{
+static void tell_bad(struct builder *b, int64_t i, int64_t image, const struct verdict *v) {
     const struct data_settings *set = b->set;
     const char *policy = set->on_bad_image == BAD_IMAGE_SKIP ? "record skipped" : "blank instead";
     if (set->on_bad_image == BAD_IMAGE_FAIL)
@@ -73,8 +68,7 @@ static void tell_bad(struct builder *b, int64_t i, int64_t image, const struct v
                  index_image_name(&b->x, image), v->why, policy);
 }
 
-static void note_image(struct index *x, int64_t image, const struct verdict *v)
-{
+static void note_image(struct index *x, int64_t image, const struct verdict *v) {
     bool good = v->code == 0;
     ((int32_t *)x->col[COL_IMAGE_WIDTH].data)[image] = good ? v->image.width : 0;
     ((int32_t *)x->col[COL_IMAGE_HEIGHT].data)[image] = good ? v->image.height : 0;
@@ -83,8 +77,7 @@ static void note_image(struct index *x, int64_t image, const struct verdict *v)
 }
 
 /* Images of sample i that cannot be used. */
-static int64_t judge_sample(struct builder *b, const struct check *c, int64_t i)
-{
+static int64_t judge_sample(struct builder *b, const struct check *c, int64_t i) {
     const int64_t *range = index_i64(&b->x, COL_IMAGE_OFFSET) + i;
     int64_t n_bad = 0;
     for (int64_t k = range[0]; k < range[1]; k++) {
@@ -96,17 +89,15 @@ static int64_t judge_sample(struct builder *b, const struct check *c, int64_t i)
     return n_bad;
 }
 
-static int check_limit(struct builder *b, int64_t n_bad)
-{
+static int check_limit(struct builder *b, int64_t n_bad) {
     if (b->set->on_bad_image == BAD_IMAGE_FAIL || n_bad <= b->set->max_bad_images) return 0;
     return error_raise(EXIT_BAD_DATA,
                        "%s: %lld images cannot be used, max_bad_images = %lld; the warnings above "
-                       "name them", b->set->path, (long long)n_bad,
-                       (long long)b->set->max_bad_images);
+                       "name them",
+                       b->set->path, (long long)n_bad, (long long)b->set->max_bad_images);
 }
 
-static int judge_all(struct builder *b, const struct check *c)
-{
+static int judge_all(struct builder *b, const struct check *c) {
     int64_t n = index_samples(&b->x), n_bad = 0, n_skipped = 0;
     bool *keep = xcalloc((size_t)n, sizeof *keep);
     for (int64_t i = 0; i < n; i++) {
@@ -130,8 +121,7 @@ static int judge_all(struct builder *b, const struct check *c)
     return rc;
 }
 
-int builder_check_images(struct builder *b)
-{
+int builder_check_images(struct builder *b) {
     struct image_pipeline pipeline;
     image_pipeline_init(&pipeline, b->set);
     int64_t n = index_images(&b->x);

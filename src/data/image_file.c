@@ -9,8 +9,7 @@
 
 #include "image_impl.h"
 
-void *buffer_reserve(struct buffer *b, size_t bytes)
-{
+void *buffer_reserve(struct buffer *b, size_t bytes) {
     if (bytes > b->bytes) {
         free(b->data);
         b->data = xmalloc(bytes);
@@ -19,8 +18,7 @@ void *buffer_reserve(struct buffer *b, size_t bytes)
     return b->data;
 }
 
-void image_scratch_free(struct image_scratch *s)
-{
+void image_scratch_free(struct image_scratch *s) {
     free(s->file.data);
     free(s->raw.data);
     free(s->rgb.data);
@@ -32,8 +30,7 @@ void image_scratch_free(struct image_scratch *s)
     *s = (struct image_scratch){0};
 }
 
-int image_fail(struct image_scratch *s, int exit_code, const char *fmt, ...)
-{
+int image_fail(struct image_scratch *s, int exit_code, const char *fmt, ...) {
     va_list args;
     va_start(args, fmt);
     vsnprintf(s->why, sizeof s->why, fmt, args);
@@ -41,35 +38,32 @@ int image_fail(struct image_scratch *s, int exit_code, const char *fmt, ...)
     return exit_code;
 }
 
-int image_check_size(struct image_scratch *s, int64_t width, int64_t height)
-{
+int image_check_size(struct image_scratch *s, int64_t width, int64_t height) {
     if (width < 1 || height < 1)
         return image_fail(s, EXIT_BAD_DATA, "is %lld x %lld pixels: empty", (long long)width,
                           (long long)height);
     if (width > IMAGE_SIDE_MAX || height > IMAGE_SIDE_MAX || width * height > IMAGE_PIXELS_MAX)
-        return image_fail(s, EXIT_BAD_DATA,
-                          "is %lld x %lld pixels, allowed are %d a side and %lld in all",
-                          (long long)width, (long long)height, IMAGE_SIDE_MAX,
-                          (long long)IMAGE_PIXELS_MAX);
+        return image_fail(
+            s, EXIT_BAD_DATA, "is %lld x %lld pixels, allowed are %d a side and %lld in all",
+            (long long)width, (long long)height, IMAGE_SIDE_MAX, (long long)IMAGE_PIXELS_MAX);
     return 0;
 }
 
-static int fail_open(struct image_scratch *s, const char *part)
-{
+static int fail_open(struct image_scratch *s, const char *part) {
     int err = errno;
     if (err == ELOOP || (err == ENOTDIR && strchr(part, '/') == NULL))
         return image_fail(s, EXIT_BAD_DATA,
                           "cannot be opened: '%.100s' on its way is a symbolic link or no folder; "
-                          "links below the image folder are not followed", part);
-    int code = err == ENOENT ? EXIT_NO_INPUT
+                          "links below the image folder are not followed",
+                          part);
+    int code = err == ENOENT                   ? EXIT_NO_INPUT
                : err == EACCES || err == EPERM ? EXIT_NO_PERMISSION
                                                : EXIT_IO;
     return image_fail(s, code, "cannot be opened: %s", strerror(err));
 }
 
 /* File descriptor of name below the folder, or -1 with *code set. */
-static int open_below(const char *folder, const char *name, struct image_scratch *s, int *code)
-{
+static int open_below(const char *folder, const char *name, struct image_scratch *s, int *code) {
     int at = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (at < 0) {
         *code = image_fail(s, errno == ENOENT ? EXIT_NO_INPUT : EXIT_IO,
@@ -99,11 +93,9 @@ static int open_below(const char *folder, const char *name, struct image_scratch
     }
 }
 
-static int read_whole(int fd, struct image_scratch *s, size_t *bytes)
-{
+static int read_whole(int fd, struct image_scratch *s, size_t *bytes) {
     struct stat st;
-    if (fstat(fd, &st) != 0)
-        return image_fail(s, EXIT_IO, "cannot be read: %s", strerror(errno));
+    if (fstat(fd, &st) != 0) return image_fail(s, EXIT_IO, "cannot be read: %s", strerror(errno));
     if (!S_ISREG(st.st_mode)) return image_fail(s, EXIT_BAD_DATA, "is no regular file");
     if (st.st_size > (off_t)IMAGE_FILE_BYTES_MAX)
         return image_fail(s, EXIT_BAD_DATA, "has %lld bytes, allowed are %zu",
@@ -121,8 +113,7 @@ static int read_whole(int fd, struct image_scratch *s, size_t *bytes)
     return 0;
 }
 
-int image_read_file(const char *folder, const char *name, struct image_scratch *s, size_t *bytes)
-{
+int image_read_file(const char *folder, const char *name, struct image_scratch *s, size_t *bytes) {
     int code = 0;
     int fd = folder != NULL ? open_below(folder, name, s, &code)
                             : open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -132,14 +123,12 @@ int image_read_file(const char *folder, const char *name, struct image_scratch *
     return code;
 }
 
-static bool begins(const uint8_t *data, size_t bytes, const char *magic, size_t n)
-{
+static bool begins(const uint8_t *data, size_t bytes, const char *magic, size_t n) {
     return bytes >= n && memcmp(data, magic, n) == 0;
 }
 
 int image_decode(struct image_scratch *s, size_t bytes, const struct image_background *background,
-                 struct image *out)
-{
+                 struct image *out) {
     const uint8_t *data = s->file.data;
     out->file_bytes = bytes;
     if (bytes == 0) return image_fail(s, EXIT_BAD_DATA, "is empty (0 bytes)");
@@ -147,15 +136,19 @@ int image_decode(struct image_scratch *s, size_t bytes, const struct image_backg
         return image_decode_png(s, bytes, background, out);
     if (begins(data, bytes, "\xff\xd8\xff", 3)) return image_decode_jpeg(s, bytes, out);
     const char *kind = NULL;
-    if (begins(data, bytes, "GIF8", 4)) kind = "GIF";
+    if (begins(data, bytes, "GIF8", 4))
+        kind = "GIF";
     else if (begins(data, bytes, "RIFF", 4) && bytes >= 12 && memcmp(data + 8, "WEBP", 4) == 0)
         kind = "WebP";
-    else if (begins(data, bytes, "BM", 2)) kind = "BMP";
-    else if (begins(data, bytes, "II*\0", 4) || begins(data, bytes, "MM\0*", 4)) kind = "TIFF";
+    else if (begins(data, bytes, "BM", 2))
+        kind = "BMP";
+    else if (begins(data, bytes, "II*\0", 4) || begins(data, bytes, "MM\0*", 4))
+        kind = "TIFF";
     if (kind != NULL)
         return image_fail(s, EXIT_BAD_DATA,
                           "is a %s by its first bytes, whatever its name says; this version reads "
-                          "PNG and JPEG", kind);
+                          "PNG and JPEG",
+                          kind);
     return image_fail(s, EXIT_BAD_DATA,
                       "is neither PNG nor JPEG: it begins with bytes %02x %02x %02x %02x", data[0],
                       bytes > 1 ? data[1] : 0, bytes > 2 ? data[2] : 0, bytes > 3 ? data[3] : 0);

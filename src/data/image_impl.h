@@ -10,7 +10,7 @@
 #define IMAGE_SIDE_MAX 32768
 #define IMAGE_PIXELS_MAX ((int64_t)1 << 27)
 #define IMAGE_FILE_BYTES_MAX ((size_t)512 << 20)
-#define IMAGE_CHUNK_BYTES_MAX (8 << 20)  /* one PNG chunk of text, profile, ... */
+#define IMAGE_CHUNK_BYTES_MAX (8 << 20) /* one PNG chunk of text, profile, ... */
 #define IMAGE_JPEG_SCANS_MAX 500
 #define IMAGE_JPEG_MEMORY_MAX (1L << 30)
 #define IMAGE_WHY_BYTES 256
@@ -82,8 +82,8 @@ struct image_limits {
     int64_t pixels, padded_pixels;
     size_t file_bytes;
 };
-void image_limits_add(const struct image_pipeline *p, struct image_limits *l, int width,
-                      int height, size_t file_bytes);
+void image_limits_add(const struct image_pipeline *p, struct image_limits *l, int width, int height,
+                      size_t file_bytes);
 void image_scratch_reserve(const struct image_pipeline *p, struct image_scratch *s,
                            const struct image_limits *l);
 

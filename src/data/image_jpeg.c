@@ -15,8 +15,7 @@ struct handler {
     struct image_scratch *scratch;
 };
 
-static void on_error(j_common_ptr c)
-{
+static void on_error(j_common_ptr c) {
     struct handler *h = (struct handler *)c->err;
     char text[JMSG_LENGTH_MAX];
     h->base.format_message(c, text);
@@ -25,8 +24,7 @@ static void on_error(j_common_ptr c)
 }
 
 /* level < 0 is a warning: damaged data. The first one ends it. */
-static void on_message(j_common_ptr c, int level)
-{
+static void on_message(j_common_ptr c, int level) {
     struct handler *h = (struct handler *)c->err;
     if (level >= 0) return;
     char text[JMSG_LENGTH_MAX];
@@ -36,8 +34,7 @@ static void on_message(j_common_ptr c, int level)
     longjmp(h->back, 1);
 }
 
-static void on_progress(j_common_ptr c)
-{
+static void on_progress(j_common_ptr c) {
     struct handler *h = (struct handler *)c->err;
     if (((j_decompress_ptr)c)->input_scan_number <= IMAGE_JPEG_SCANS_MAX) return;
     snprintf(h->scratch->why, sizeof h->scratch->why, "is a JPEG of more than %d scans",
@@ -45,15 +42,13 @@ static void on_progress(j_common_ptr c)
     longjmp(h->back, 1);
 }
 
-static inline uint8_t multiply_255(unsigned a, unsigned b)
-{
+static inline uint8_t multiply_255(unsigned a, unsigned b) {
     unsigned t = a * b + 128;
     return (uint8_t)((t + (t >> 8)) >> 8);
 }
 
 /* Inks as Adobe stores them, inverted: cmyk = 255 - stored. */
-static void cmyk_to_rgb(const uint8_t *in, int width, uint8_t *rgb)
-{
+static void cmyk_to_rgb(const uint8_t *in, int width, uint8_t *rgb) {
     for (int x = 0; x < width; x++, in += 4, rgb += 3)
         for (int c = 0; c < 3; c++) {
             int v = in[3] - multiply_255(255u - in[c], in[3]);
@@ -61,13 +56,11 @@ static void cmyk_to_rgb(const uint8_t *in, int width, uint8_t *rgb)
         }
 }
 
-static void grey_to_rgb(const uint8_t *in, int width, uint8_t *rgb)
-{
+static void grey_to_rgb(const uint8_t *in, int width, uint8_t *rgb) {
     for (int x = 0; x < width; x++, rgb += 3) memset(rgb, in[x], 3);
 }
 
-static int start(j_decompress_ptr j, struct image_scratch *s, struct image *out)
-{
+static int start(j_decompress_ptr j, struct image_scratch *s, struct image *out) {
     jpeg_read_header(j, TRUE);
     int rc = image_check_size(s, j->image_width, j->image_height);
     if (rc != 0) return rc;
@@ -86,8 +79,7 @@ static int start(j_decompress_ptr j, struct image_scratch *s, struct image *out)
     return 0;
 }
 
-static void read_rows(j_decompress_ptr j, struct image_scratch *s, const struct image *out)
-{
+static void read_rows(j_decompress_ptr j, struct image_scratch *s, const struct image *out) {
     while (j->output_scanline < j->output_height) {
         uint8_t *rgb = out->rgb + (size_t)j->output_scanline * (size_t)out->width * 3;
         JSAMPROW row = j->out_color_space == JCS_RGB ? rgb : s->raw.data;
@@ -99,8 +91,7 @@ static void read_rows(j_decompress_ptr j, struct image_scratch *s, const struct 
 }
 
 /* Everything that may jump back here; no local variable is changed between setjmp and the jump. */
-static int decode_rows(j_decompress_ptr j, struct handler *h, size_t bytes, struct image *out)
-{
+static int decode_rows(j_decompress_ptr j, struct handler *h, size_t bytes, struct image *out) {
     if (setjmp(h->back) != 0) return EXIT_BAD_DATA;
     jpeg_create_decompress(j);
     struct jpeg_progress_mgr progress = {.progress_monitor = on_progress};
@@ -112,8 +103,7 @@ static int decode_rows(j_decompress_ptr j, struct handler *h, size_t bytes, stru
     return rc;
 }
 
-int image_decode_jpeg(struct image_scratch *s, size_t bytes, struct image *out)
-{
+int image_decode_jpeg(struct image_scratch *s, size_t bytes, struct image *out) {
     struct jpeg_decompress_struct j;
     struct handler h;
     memset(&j, 0, sizeof j);

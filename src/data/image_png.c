@@ -11,21 +11,18 @@ struct reader {
     size_t at, bytes;
 };
 
-static void on_error(png_structp png, png_const_charp text)
-{
+static void on_error(png_structp png, png_const_charp text) {
     struct image_scratch *s = png_get_error_ptr(png);
     snprintf(s->why, sizeof s->why, "is a broken or truncated PNG: %s", text);
     png_longjmp(png, 1);
 }
 
-static void on_warning(png_structp png, png_const_charp text)
-{
+static void on_warning(png_structp png, png_const_charp text) {
     (void)png; /* odd profiles and text chunks: the pixels are not concerned */
     (void)text;
 }
 
-static void read_memory(png_structp png, png_bytep out, size_t n)
-{
+static void read_memory(png_structp png, png_bytep out, size_t n) {
     struct reader *r = png_get_io_ptr(png);
     if (n > r->bytes - r->at) png_error(png, "the file ends too early");
     memcpy(out, (const char *)r->scratch->file.data + r->at, n);
@@ -39,8 +36,7 @@ struct layout {
     size_t row_bytes;
 };
 
-static void read_header(png_structp png, png_infop info, struct layout *l)
-{
+static void read_header(png_structp png, png_infop info, struct layout *l) {
     png_set_user_limits(png, IMAGE_SIDE_MAX, IMAGE_SIDE_MAX);
     png_set_chunk_malloc_max(png, IMAGE_CHUNK_BYTES_MAX);
     png_set_chunk_cache_max(png, 256);
@@ -48,12 +44,11 @@ static void read_header(png_structp png, png_infop info, struct layout *l)
     png_read_info(png, info);
     l->width = (int)png_get_image_width(png, info);
     l->height = (int)png_get_image_height(png, info);
-    l->grey16 = png_get_bit_depth(png, info) == 16 &&
-                png_get_color_type(png, info) == PNG_COLOR_TYPE_GRAY;
+    l->grey16 =
+        png_get_bit_depth(png, info) == 16 && png_get_color_type(png, info) == PNG_COLOR_TYPE_GRAY;
 }
 
-static void read_rows(png_structp png, png_infop info, struct layout *l, struct image_scratch *s)
-{
+static void read_rows(png_structp png, png_infop info, struct layout *l, struct image_scratch *s) {
     png_set_expand(png);
     int passes = png_set_interlace_handling(png);
     png_read_update_info(png, info);
@@ -62,29 +57,25 @@ static void read_rows(png_structp png, png_infop info, struct layout *l, struct 
     l->row_bytes = png_get_rowbytes(png, info);
     uint8_t *raw = buffer_reserve(&s->raw, l->row_bytes * (size_t)l->height);
     for (int pass = 0; pass < passes; pass++)
-        for (int y = 0; y < l->height; y++)
-            png_read_row(png, raw + (size_t)y * l->row_bytes, NULL);
+        for (int y = 0; y < l->height; y++) png_read_row(png, raw + (size_t)y * l->row_bytes, NULL);
     png_read_end(png, NULL);
 }
 
 /* Sample c of a pixel as 8 bits. */
-static inline uint8_t sample8(const uint8_t *pixel, int c, const struct layout *l)
-{
+static inline uint8_t sample8(const uint8_t *pixel, int c, const struct layout *l) {
     if (l->depth == 8) return pixel[c];
     if (l->grey16 && c == 0 && pixel[0] != 0) return 255;
     return pixel[2 * c + (l->grey16 && c == 0 ? 1 : 0)];
 }
 
 /* front over back with weight a, rounded to nearest. */
-static inline uint8_t blend(uint8_t front, uint8_t back, uint8_t a)
-{
+static inline uint8_t blend(uint8_t front, uint8_t back, uint8_t a) {
     unsigned t = (unsigned)front * a + (unsigned)back * (255u - a) + 128u;
     return (uint8_t)((t + (t >> 8)) >> 8);
 }
 
 static void convert_rgb(const struct layout *l, const uint8_t *raw,
-                        const struct image_background *background, uint8_t *rgb)
-{
+                        const struct image_background *background, uint8_t *rgb) {
     bool grey = l->channels <= 2, alpha = l->channels % 2 == 0;
     size_t pixel_bytes = (size_t)(l->channels * l->depth / 8);
     for (int y = 0; y < l->height; y++) {
@@ -99,8 +90,7 @@ static void convert_rgb(const struct layout *l, const uint8_t *raw,
 }
 
 /* Everything that may jump back here; no local variable is changed between setjmp and the jump. */
-static int decode_rows(png_structp png, png_infop info, struct reader *r, struct layout *l)
-{
+static int decode_rows(png_structp png, png_infop info, struct reader *r, struct layout *l) {
     if (setjmp(png_jmpbuf(png)) != 0) return EXIT_BAD_DATA;
     png_set_read_fn(png, r, read_memory);
     read_header(png, info, l);
@@ -111,8 +101,7 @@ static int decode_rows(png_structp png, png_infop info, struct reader *r, struct
 }
 
 int image_decode_png(struct image_scratch *s, size_t bytes,
-                     const struct image_background *background, struct image *out)
-{
+                     const struct image_background *background, struct image *out) {
     struct reader r = {s, 0, bytes};
     struct layout l = {0};
     png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, s, on_error, on_warning);

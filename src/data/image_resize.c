@@ -13,8 +13,7 @@ struct axis {
     int32_t *weight;    /* [n][taps] */
 };
 
-static double cubic(double x)
-{
+static double cubic(double x) {
     const double a = -0.5;
     x = fabs(x);
     if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
@@ -22,21 +21,18 @@ static double cubic(double x)
     return 0.0;
 }
 
-static int axis_taps(int from, int to)
-{
+static int axis_taps(int from, int to) {
     double scale = (double)from / to;
     return (int)ceil(2.0 * (scale < 1.0 ? 1.0 : scale)) * 2 + 1;
 }
 
-static size_t axis_bytes(int from, int to, int n)
-{
+static size_t axis_bytes(int from, int to, int n) {
     size_t taps = (size_t)axis_taps(from, to);
     return (size_t)n * (taps * (sizeof(double) + sizeof(int32_t)) + 2 * sizeof(int));
 }
 
 static void axis_output(struct axis *a, int i, double center, double support, double inverse,
-                        int from, double *w)
-{
+                        int from, double *w) {
     int lo = (int)(center - support + 0.5), hi = (int)(center + support + 0.5);
     if (lo < 0) lo = 0;
     if (hi > from) hi = from;
@@ -55,8 +51,7 @@ static void axis_output(struct axis *a, int i, double center, double support, do
 }
 
 /* memory: axis_bytes(from, to, n). */
-static struct axis axis_make(int from, int to, int first, int n, void *memory)
-{
+static struct axis axis_make(int from, int to, int first, int n, void *memory) {
     struct axis a = {.n = n, .taps = axis_taps(from, to)};
     double *w = memory; /* one row of it is used */
     a.weight = (int32_t *)(w + (size_t)n * (size_t)a.taps);
@@ -68,15 +63,13 @@ static struct axis axis_make(int from, int to, int first, int n, void *memory)
     return a;
 }
 
-static inline uint8_t clip8(int32_t v)
-{
+static inline uint8_t clip8(int32_t v) {
     v >>= WEIGHT_BITS;
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
 /* One output row from one input row. */
-static void horizontal(const struct axis *a, const uint8_t *in, uint8_t *out)
-{
+static void horizontal(const struct axis *a, const uint8_t *in, uint8_t *out) {
     for (int i = 0; i < a->n; i++, out += 3) {
         const int32_t *w = a->weight + (size_t)i * (size_t)a->taps;
         const uint8_t *p = in + 3 * (size_t)a->begin[i];
@@ -94,8 +87,7 @@ static void horizontal(const struct axis *a, const uint8_t *in, uint8_t *out)
 
 /* Output row i from rows of `bytes` bytes that lie `stride` apart. */
 static void vertical(const struct axis *a, int i, const uint8_t *in, size_t stride, size_t bytes,
-                     uint8_t *out)
-{
+                     uint8_t *out) {
     const int32_t *w = a->weight + (size_t)i * (size_t)a->taps;
     for (size_t x = 0; x < bytes; x++) {
         int32_t v = 1 << (WEIGHT_BITS - 1);
@@ -107,8 +99,7 @@ static void vertical(const struct axis *a, int i, const uint8_t *in, size_t stri
 /* Rows [first, first+n) of the image, window columns only, at the window's width. */
 static const uint8_t *resize_columns(struct image_scratch *s, const struct image *in,
                                      const struct image_window *w, int first, int n,
-                                     size_t *stride)
-{
+                                     size_t *stride) {
     size_t in_stride = (size_t)in->width * 3;
     *stride = in_stride;
     if (w->full_width == in->width)
@@ -123,12 +114,10 @@ static const uint8_t *resize_columns(struct image_scratch *s, const struct image
 }
 
 const uint8_t *image_resize(struct image_scratch *s, const struct image *in,
-                            const struct image_window *w, size_t *stride)
-{
-    if (w->full_height == in->height)
-        return resize_columns(s, in, w, w->top, w->height, stride);
-    void *memory = buffer_reserve(&s->row_weights,
-                                  axis_bytes(in->height, w->full_height, w->height));
+                            const struct image_window *w, size_t *stride) {
+    if (w->full_height == in->height) return resize_columns(s, in, w, w->top, w->height, stride);
+    void *memory =
+        buffer_reserve(&s->row_weights, axis_bytes(in->height, w->full_height, w->height));
     struct axis a = axis_make(in->height, w->full_height, w->top, w->height, memory);
     int first = a.begin[0], last = a.begin[w->height - 1] + a.count[w->height - 1];
     const uint8_t *rows = resize_columns(s, in, w, first, last - first, stride);
@@ -142,8 +131,7 @@ const uint8_t *image_resize(struct image_scratch *s, const struct image *in,
 }
 
 void image_resize_reserve(struct image_scratch *s, int max_width, int max_height, int img_w,
-                          int img_h)
-{
+                          int img_h) {
     buffer_reserve(&s->weights, axis_bytes(max_width, img_w, img_w));
     buffer_reserve(&s->row_weights, axis_bytes(max_height, img_h, img_h));
     buffer_reserve(&s->rows, (size_t)img_w * 3 * (size_t)max_height);

@@ -22,17 +22,18 @@ const struct column_kind column_kind[N_COLUMNS] = {
     [COL_IMAGE_NAMES] = {"image_names", COLUMN_U8, "paths below the image folder, each with a NUL"},
 };
 
-size_t column_size(enum index_column c)
-{
+size_t column_size(enum index_column c) {
     switch (column_kind[c].type) {
-    case COLUMN_I64: return 8;
-    case COLUMN_I32: return 4;
-    default: return 1;
+    case COLUMN_I64:
+        return 8;
+    case COLUMN_I32:
+        return 4;
+    default:
+        return 1;
     }
 }
 
-void index_append(struct index *x, enum index_column c, const void *data, int64_t n)
-{
+void index_append(struct index *x, enum index_column c, const void *data, int64_t n) {
     struct column *col = &x->col[c];
     size_t size = column_size(c);
     if (col->n + n > col->capacity) {
@@ -43,13 +44,11 @@ void index_append(struct index *x, enum index_column c, const void *data, int64_
     col->n += n;
 }
 
-void index_append_i64(struct index *x, enum index_column c, int64_t v)
-{
+void index_append_i64(struct index *x, enum index_column c, int64_t v) {
     index_append(x, c, &v, 1);
 }
 
-void index_init(struct index *x)
-{
+void index_init(struct index *x) {
     *x = (struct index){0};
     index_append_i64(x, COL_TEXT_OFFSET, 0);
     index_append_i64(x, COL_IMAGE_OFFSET, 0);
@@ -57,34 +56,28 @@ void index_init(struct index *x)
     index_append_i64(x, COL_IMAGE_NAME_OFFSET, 0);
 }
 
-void index_free(struct index *x)
-{
+void index_free(struct index *x) {
     for (int c = 0; c < N_COLUMNS; c++) free(x->col[c].data);
     *x = (struct index){0};
 }
 
-int64_t index_samples(const struct index *x)
-{
+int64_t index_samples(const struct index *x) {
     return x->col[COL_MERGED].n;
 }
 
-int64_t index_images(const struct index *x)
-{
+int64_t index_images(const struct index *x) {
     return x->col[COL_IMAGE_WIDTH].n;
 }
 
-const char *index_name(const struct index *x, int64_t i)
-{
+const char *index_name(const struct index *x, int64_t i) {
     return (const char *)x->col[COL_NAMES].data + index_i64(x, COL_NAME_OFFSET)[i];
 }
 
-const char *index_image_name(const struct index *x, int64_t image)
-{
+const char *index_image_name(const struct index *x, int64_t image) {
     return (const char *)x->col[COL_IMAGE_NAMES].data + index_i64(x, COL_IMAGE_NAME_OFFSET)[image];
 }
 
-static void append_image(struct index *x, const struct index *from, int64_t image)
-{
+static void append_image(struct index *x, const struct index *from, int64_t image) {
     const char *name = index_image_name(from, image);
     index_append(x, COL_IMAGE_WIDTH, index_i32(from, COL_IMAGE_WIDTH) + image, 1);
     index_append(x, COL_IMAGE_HEIGHT, index_i32(from, COL_IMAGE_HEIGHT) + image, 1);
@@ -94,8 +87,7 @@ static void append_image(struct index *x, const struct index *from, int64_t imag
     index_append_i64(x, COL_IMAGE_NAME_OFFSET, x->col[COL_IMAGE_NAMES].n);
 }
 
-void index_append_sample(struct index *x, const struct index *from, int64_t i)
-{
+void index_append_sample(struct index *x, const struct index *from, int64_t i) {
     const int64_t *text = index_i64(from, COL_TEXT_OFFSET) + i;
     const int64_t *image = index_i64(from, COL_IMAGE_OFFSET) + i;
     const char *name = index_name(from, i);
@@ -111,8 +103,7 @@ void index_append_sample(struct index *x, const struct index *from, int64_t i)
     index_append_i64(x, COL_NAME_OFFSET, x->col[COL_NAMES].n);
 }
 
-void index_compute_digest(const struct index *x, char hex[65])
-{
+void index_compute_digest(const struct index *x, char hex[65]) {
     struct sha256 h;
     sha256_begin(&h);
     for (int c = 0; c < N_COLUMNS; c++) {
@@ -123,15 +114,13 @@ void index_compute_digest(const struct index *x, char hex[65])
     sha256_end(&h, hex);
 }
 
-int64_t merged_rows(int64_t text_len, int64_t n_images, int64_t rows_per_image)
-{
+int64_t merged_rows(int64_t text_len, int64_t n_images, int64_t rows_per_image) {
     return text_len + n_images * (rows_per_image - 1);
 }
 
 /* Merged row t predicts the label of row t+1: a target at row p counts iff 1 <= p < limit. */
 int64_t count_targets(const int32_t *ids, const int32_t *labels, int64_t text_len,
-                      int64_t rows_per_image, int64_t limit)
-{
+                      int64_t rows_per_image, int64_t limit) {
     int64_t row = 0, n = 0;
     for (int64_t k = 0; k < text_len && row < limit; k++) {
         if (row > 0 && labels[k] != DATA_NO_TARGET) n++;
@@ -142,8 +131,7 @@ int64_t count_targets(const int32_t *ids, const int32_t *labels, int64_t text_le
 
 /* ---- validation ------------------------------------------------------------------------------ */
 
-static bool offsets_fit(const struct index *x, enum index_column offset, int64_t n, int64_t end)
-{
+static bool offsets_fit(const struct index *x, enum index_column offset, int64_t n, int64_t end) {
     const int64_t *o = index_i64(x, offset);
     if (x->col[offset].n != n + 1 || o[0] != 0 || o[n] != end) return false;
     for (int64_t i = 0; i < n; i++)
@@ -152,8 +140,7 @@ static bool offsets_fit(const struct index *x, enum index_column offset, int64_t
 }
 
 static bool names_fit(const struct index *x, enum index_column offset, enum index_column names,
-                      int64_t n)
-{
+                      int64_t n) {
     if (!offsets_fit(x, offset, n, x->col[names].n)) return false;
     const int64_t *o = index_i64(x, offset);
     const char *text = x->col[names].data;
@@ -162,8 +149,7 @@ static bool names_fit(const struct index *x, enum index_column offset, enum inde
     return true;
 }
 
-static bool columns_fit(const struct index *x)
-{
+static bool columns_fit(const struct index *x) {
     static const enum index_column of_sample[] = {COL_TARGETS, COL_RECORD};
     static const enum index_column of_image[] = {COL_IMAGE_HEIGHT, COL_IMAGE_BYTES,
                                                  COL_IMAGE_BLANK};
@@ -179,8 +165,7 @@ static bool columns_fit(const struct index *x)
            names_fit(x, COL_IMAGE_NAME_OFFSET, COL_IMAGE_NAMES, images);
 }
 
-static bool sample_fits(const struct index *x, int64_t i, int64_t vocab_size)
-{
+static bool sample_fits(const struct index *x, int64_t i, int64_t vocab_size) {
     const int64_t *text = index_i64(x, COL_TEXT_OFFSET) + i;
     const int64_t *image = index_i64(x, COL_IMAGE_OFFSET) + i;
     const int32_t *ids = index_i32(x, COL_IDS), *labels = index_i32(x, COL_LABELS);
@@ -194,18 +179,18 @@ static bool sample_fits(const struct index *x, int64_t i, int64_t vocab_size)
     return text[1] > text[0] && text[1] - text[0] <= INT32_MAX && markers == image[1] - image[0];
 }
 
-int index_validate(const struct index *x, const char *path, int64_t vocab_size)
-{
+int index_validate(const struct index *x, const char *path, int64_t vocab_size) {
     if (index_samples(x) < 1) return error_raise(EXIT_BAD_DATA, "%s holds no sample", path);
     if (!columns_fit(x))
         return error_raise(EXIT_BAD_DATA,
                            "%s is no valid dataset index: its columns do not fit together; delete "
-                           "it and prepare again", path);
+                           "it and prepare again",
+                           path);
     for (int64_t i = 0; i < index_samples(x); i++)
         if (!sample_fits(x, i, vocab_size))
             return error_raise(EXIT_BAD_DATA,
                                "%s is no valid dataset index: sample %lld has ids, labels or "
-                               "markers out of range; delete it and prepare again", path,
-                               (long long)i);
+                               "markers out of range; delete it and prepare again",
+                               path, (long long)i);
     return 0;
 }

@@ -22,7 +22,7 @@ enum index_column {
     COL_IMAGE_BYTES,  /* [I] */
     COL_IMAGE_BLANK,  /* [I]: 1 = could not be read and is replaced by a blank one */
     COL_IMAGE_NAME_OFFSET, /* [I+1] */
-    COL_IMAGE_NAMES,  /* relative to the image folder, each with its NUL */
+    COL_IMAGE_NAMES,       /* relative to the image folder, each with its NUL */
     N_COLUMNS
 };
 struct column {
@@ -91,7 +91,7 @@ struct builder {
 /* A mistake in the data: the first ones are raised, the rest are counted, so that all are seen. */
 void builder_problem(struct builder *b, int exit_code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-int builder_end(struct builder *b); /* the code of the problems, with a closing sentence; or 0 */
+int builder_end(struct builder *b);   /* the code of the problems, with a closing sentence; or 0 */
 void builder_step(struct builder *b); /* one unit of work done */
 
 struct record {

@@ -4,13 +4,11 @@
 
 #define FIRST_TEXT_ID 3 /* behind unknown, begin and end */
 
-static struct rng_key mock_key(uint64_t seed)
-{
+static struct rng_key mock_key(uint64_t seed) {
     return (struct rng_key){{(uint32_t)seed, (uint32_t)(seed >> 32) ^ 0x6d6f636bu}};
 }
 
-static void add_sample(const struct data_settings *set, struct index *x, int64_t i)
-{
+static void add_sample(const struct data_settings *set, struct index *x, int64_t i) {
     char name[32];
     int n = snprintf(name, sizeof name, "mock %lld", (long long)i);
     int64_t length = set->mock_text_length, images = set->mock_images;
@@ -45,15 +43,14 @@ static void add_sample(const struct data_settings *set, struct index *x, int64_t
     index_append_i64(x, COL_NAME_OFFSET, x->col[COL_NAMES].n);
 }
 
-int mock_build(const struct data_settings *set, struct index *x)
-{
+int mock_build(const struct data_settings *set, struct index *x) {
     if (set->mock_samples < 1 || set->mock_images < 0 || set->mock_text_length < 2 ||
         set->vocab_size <= FIRST_TEXT_ID)
         return error_raise(EXIT_USAGE,
                            "mock data need at least 1 sample, 2 text ids and a vocabulary of %d; "
-                           "set are %lld, %lld and %lld", FIRST_TEXT_ID + 1,
-                           (long long)set->mock_samples, (long long)set->mock_text_length,
-                           (long long)set->vocab_size);
+                           "set are %lld, %lld and %lld",
+                           FIRST_TEXT_ID + 1, (long long)set->mock_samples,
+                           (long long)set->mock_text_length, (long long)set->vocab_size);
     index_init(x);
     for (int64_t i = 0; i < set->mock_samples; i++) add_sample(set, x, i);
     index_compute_digest(x, x->digest);
@@ -61,11 +58,10 @@ int mock_build(const struct data_settings *set, struct index *x)
 }
 
 /* U[-1.75, 1.75): about the spread of normalised pixels. */
-void mock_pixels(uint64_t seed, int64_t image, int64_t n, float *out)
-{
+void mock_pixels(uint64_t seed, int64_t image, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i += 4) {
-        uint32_t word[4], counter[4] = {(uint32_t)(i / 4), (uint32_t)image,
-                                        (uint32_t)(image >> 32), 1};
+        uint32_t word[4],
+            counter[4] = {(uint32_t)(i / 4), (uint32_t)image, (uint32_t)(image >> 32), 1};
         philox4x32(mock_key(seed), counter, word);
         for (int64_t k = 0; k < 4 && i + k < n; k++)
             out[i + k] = (float)((int32_t)word[k] * (1.75 / 2147483648.0));

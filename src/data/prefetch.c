@@ -31,8 +31,7 @@ struct prefetch {
 };
 
 /* The oldest ticket with an image nobody has taken. Lock held. */
-static struct ticket *oldest(struct prefetch *p)
-{
+static struct ticket *oldest(struct prefetch *p) {
     struct ticket *best = NULL;
     for (int i = 0; i < p->n_tickets; i++) {
         struct ticket *t = &p->ticket[i];
@@ -42,8 +41,7 @@ static struct ticket *oldest(struct prefetch *p)
 }
 
 /* Takes, decodes and books one image of the ticket. Lock held on entry and on return. */
-static void work_once(struct prefetch *p, struct ticket *t, struct image_scratch *s)
-{
+static void work_once(struct prefetch *p, struct ticket *t, struct image_scratch *s) {
     int64_t k = t->taken++, image = t->image[k];
     float *out = t->out + (size_t)k * p->image_floats;
     pthread_mutex_unlock(&p->lock);
@@ -64,8 +62,7 @@ struct start {
     int number;
 };
 
-static void *run(void *arg)
-{
+static void *run(void *arg) {
     struct start *start = arg;
     struct prefetch *p = start->p;
     struct image_scratch *s = &p->scratch[start->number];
@@ -73,16 +70,17 @@ static void *run(void *arg)
     pthread_mutex_lock(&p->lock);
     while (!p->stop) {
         struct ticket *t = oldest(p);
-        if (t != NULL) work_once(p, t, s);
-        else pthread_cond_wait(&p->work, &p->lock);
+        if (t != NULL)
+            work_once(p, t, s);
+        else
+            pthread_cond_wait(&p->work, &p->lock);
     }
     pthread_mutex_unlock(&p->lock);
     return NULL;
 }
 
 /* Signals are the main thread's. */
-static void start_threads(struct prefetch *p, int n)
-{
+static void start_threads(struct prefetch *p, int n) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -100,8 +98,7 @@ static void start_threads(struct prefetch *p, int n)
 }
 
 struct prefetch *prefetch_create(const struct dataset *d, int n_threads, int max_tickets,
-                                 int64_t max_images_per_ticket)
-{
+                                 int64_t max_images_per_ticket) {
     CHECK(n_threads >= 0 && max_tickets > 0 && max_images_per_ticket >= 0,
           "prefetch with %d threads, %d tickets of %lld images", n_threads, max_tickets,
           (long long)max_images_per_ticket);
@@ -125,8 +122,7 @@ struct prefetch *prefetch_create(const struct dataset *d, int n_threads, int max
     return p;
 }
 
-void prefetch_destroy(struct prefetch *p)
-{
+void prefetch_destroy(struct prefetch *p) {
     if (p == NULL) return;
     pthread_mutex_lock(&p->lock);
     p->stop = true;
@@ -144,15 +140,13 @@ void prefetch_destroy(struct prefetch *p)
     free(p);
 }
 
-static struct ticket *find(struct prefetch *p, int64_t id)
-{
+static struct ticket *find(struct prefetch *p, int64_t id) {
     for (int i = 0; i < p->n_tickets; i++)
         if (p->ticket[i].id == id) return &p->ticket[i];
     return NULL;
 }
 
-int64_t prefetch_submit(struct prefetch *p, const int64_t *image, int64_t n, float *out)
-{
+int64_t prefetch_submit(struct prefetch *p, const int64_t *image, int64_t n, float *out) {
     CHECK(n >= 0 && n <= p->max_images, "%lld images in a ticket of %lld", (long long)n,
           (long long)p->max_images);
     pthread_mutex_lock(&p->lock);
@@ -170,14 +164,15 @@ int64_t prefetch_submit(struct prefetch *p, const int64_t *image, int64_t n, flo
     return id;
 }
 
-int prefetch_wait(struct prefetch *p, int64_t ticket)
-{
+int prefetch_wait(struct prefetch *p, int64_t ticket) {
     pthread_mutex_lock(&p->lock);
     struct ticket *t = ticket > 0 ? find(p, ticket) : NULL;
     CHECK(t != NULL, "ticket %lld is not outstanding", (long long)ticket);
     while (t->done < t->n) {
-        if (t->taken < t->n) work_once(p, t, &p->scratch[p->n_scratch - 1]);
-        else pthread_cond_wait(&p->finished, &p->lock);
+        if (t->taken < t->n)
+            work_once(p, t, &p->scratch[p->n_scratch - 1]);
+        else
+            pthread_cond_wait(&p->finished, &p->lock);
     }
     int code = t->code;
     if (code != 0)

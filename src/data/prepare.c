@@ -9,16 +9,14 @@
 
 #define KEEP_NO_TARGET_SHARE 100 /* on_no_target = keep: more than one sample in 100 stops */
 
-char *data_image_folder(const struct data_settings *s)
-{
+char *data_image_folder(const struct data_settings *s) {
     if (s->format == DATA_CAPTIONED_FOLDER) return xstrdup(s->path);
     if (s->image_folder != NULL) return xstrdup(s->image_folder);
     const char *slash = strrchr(s->path, '/');
     return slash == NULL ? xstrdup(".") : xasprintf("%.*s/", (int)(slash - s->path), s->path);
 }
 
-static int check_settings(const struct data_settings *s)
-{
+static int check_settings(const struct data_settings *s) {
     if (s->format == DATA_MOCK) return 0;
     if (s->path == NULL) return error_raise(EXIT_USAGE, "data_path is missing in section [data]");
     CHECK(s->cache_path != NULL, "no cache_path");
@@ -29,29 +27,27 @@ static int check_settings(const struct data_settings *s)
 }
 
 /* One line per setting that shapes the index; it is stored in the file and its hash is the name. */
-static char *settings_text(const struct data_settings *s)
-{
+static char *settings_text(const struct data_settings *s) {
     char tokenizer[65];
     if (tokenizer_file_sha256(s->tokenizer_model, tokenizer) != 0) return NULL;
     char *folder = data_image_folder(s);
-    char *text = xasprintf(
-        "index_version = 1\ndata_format = %d\ndata_path = %s\nimage_folder = %s\n"
-        "caption_extension = %s\ncaption_prompt = %s\nconversation_template = %d\n"
-        "strict_llava_masking = %d\ntokenizer_sha256 = %s\nvocab_size = %lld\n"
-        "decoder_seq_length = %lld\ndataloader_seq_length = %lld\nrows_per_image = %lld\n"
-        "on_bad_image = %d\nmax_bad_images = %lld\non_no_target = %d\n",
-        (int)s->format, s->path, folder, s->caption_extension,
-        s->caption_prompt != NULL ? s->caption_prompt : "", (int)s->conversation_template,
-        s->strict_llava_masking, tokenizer, (long long)s->vocab_size,
-        (long long)s->decoder_seq_length, (long long)s->dataloader_seq_length,
-        (long long)s->rows_per_image, (int)s->on_bad_image, (long long)s->max_bad_images,
-        (int)s->on_no_target);
+    char *text =
+        xasprintf("index_version = 1\ndata_format = %d\ndata_path = %s\nimage_folder = %s\n"
+                  "caption_extension = %s\ncaption_prompt = %s\nconversation_template = %d\n"
+                  "strict_llava_masking = %d\ntokenizer_sha256 = %s\nvocab_size = %lld\n"
+                  "decoder_seq_length = %lld\ndataloader_seq_length = %lld\nrows_per_image = %lld\n"
+                  "on_bad_image = %d\nmax_bad_images = %lld\non_no_target = %d\n",
+                  (int)s->format, s->path, folder, s->caption_extension,
+                  s->caption_prompt != NULL ? s->caption_prompt : "", (int)s->conversation_template,
+                  s->strict_llava_masking, tokenizer, (long long)s->vocab_size,
+                  (long long)s->decoder_seq_length, (long long)s->dataloader_seq_length,
+                  (long long)s->rows_per_image, (int)s->on_bad_image, (long long)s->max_bad_images,
+                  (int)s->on_no_target);
     free(folder);
     return text;
 }
 
-static char *path_of(const struct data_settings *s, const char *text)
-{
+static char *path_of(const struct data_settings *s, const char *text) {
     char hex[65];
     struct sha256 h;
     sha256_begin(&h);
@@ -60,8 +56,7 @@ static char *path_of(const struct data_settings *s, const char *text)
     return xasprintf("%s/dataset-%.16s.h5", s->cache_path, hex);
 }
 
-char *dataset_index_path(const struct data_settings *s)
-{
+char *dataset_index_path(const struct data_settings *s) {
     CHECK(s->format != DATA_MOCK, "mock data have no index file");
     if (check_settings(s) != 0) return NULL;
     char *text = settings_text(s), *path = text != NULL ? path_of(s, text) : NULL;
@@ -69,8 +64,7 @@ char *dataset_index_path(const struct data_settings *s)
     return path;
 }
 
-int source_fingerprint(const struct data_settings *s, char hex[65])
-{
+int source_fingerprint(const struct data_settings *s, char hex[65]) {
     struct sha256 h;
     sha256_begin(&h);
     if (s->format == DATA_CAPTIONED_FOLDER) {
@@ -89,19 +83,18 @@ int source_fingerprint(const struct data_settings *s, char hex[65])
 
 /* ---- building -------------------------------------------------------------------------------- */
 
-static int open_tokenizer(struct builder *b)
-{
+static int open_tokenizer(struct builder *b) {
     const struct data_settings *s = b->set;
     TRY(tokenizer_open(s->tokenizer_type, s->tokenizer_model, &b->tok));
     if (tokenizer_vocab_size(b->tok) <= s->vocab_size) return 0;
     return error_raise(EXIT_USAGE,
                        "tokenizer_model %s has %lld pieces, but the model's vocab_size is %lld; "
-                       "the tokenizer must not be the larger one", s->tokenizer_model,
-                       (long long)tokenizer_vocab_size(b->tok), (long long)s->vocab_size);
+                       "the tokenizer must not be the larger one",
+                       s->tokenizer_model, (long long)tokenizer_vocab_size(b->tok),
+                       (long long)s->vocab_size);
 }
 
-static int check_kept(const struct builder *b)
-{
+static int check_kept(const struct builder *b) {
     const int64_t *targets = index_i64(&b->x, COL_TARGETS);
     int64_t n = index_samples(&b->x), without = 0;
     if (n == 0) return error_raise(EXIT_BAD_DATA, "%s: no sample is left", b->set->path);
@@ -112,12 +105,11 @@ static int check_kept(const struct builder *b)
     if (without * KEEP_NO_TARGET_SHARE <= n) return 0;
     return error_raise(EXIT_BAD_DATA,
                        "%s: %lld of %lld samples have no target token; on_no_target = keep allows "
-                       "1 in %d", b->set->path, (long long)without, (long long)n,
-                       KEEP_NO_TARGET_SHARE);
+                       "1 in %d",
+                       b->set->path, (long long)without, (long long)n, KEEP_NO_TARGET_SHARE);
 }
 
-static int fill(struct builder *b)
-{
+static int fill(struct builder *b) {
     TRY(open_tokenizer(b));
     TRY(b->set->format == DATA_LLAVA_JSON ? source_llava_read(b) : source_folder_read(b));
     TRY(builder_end(b));
@@ -127,8 +119,7 @@ static int fill(struct builder *b)
     return check_kept(b);
 }
 
-static int build(struct builder *b, const char *path, const char *text, const char *fingerprint)
-{
+static int build(struct builder *b, const char *path, const char *text, const char *fingerprint) {
     index_init(&b->x);
     int rc = fill(b);
     if (rc == 0) {
@@ -146,8 +137,7 @@ static int build(struct builder *b, const char *path, const char *text, const ch
 }
 
 /* An index that cannot be read counts as none. */
-static bool is_current(const char *path, const char *fingerprint)
-{
+static bool is_current(const char *path, const char *fingerprint) {
     char stored[65];
     if (access(path, F_OK) != 0) return false;
     if (index_file_fingerprint(path, stored) != 0) {
@@ -159,8 +149,7 @@ static bool is_current(const char *path, const char *fingerprint)
 }
 
 int dataset_prepare(const struct data_settings *s, bool force,
-                    void (*progress)(void *arg, int64_t done, int64_t total), void *arg)
-{
+                    void (*progress)(void *arg, int64_t done, int64_t total), void *arg) {
     if (s->format == DATA_MOCK) return 0;
     TRY(check_settings(s));
     char fingerprint[65], *text = settings_text(s);

@@ -13,8 +13,7 @@ struct sampler {
     int64_t *order[2]; /* [n] */
 };
 
-struct sampler *sampler_create(int64_t n_samples, struct rng_key run, bool shuffle)
-{
+struct sampler *sampler_create(int64_t n_samples, struct rng_key run, bool shuffle) {
     CHECK(n_samples > 0, "a sampler over %lld samples", (long long)n_samples);
     struct sampler *s = xcalloc(1, sizeof *s);
     *s = (struct sampler){.n = n_samples, .run = run, .shuffle = shuffle, .epoch = {-1, -1}};
@@ -23,16 +22,14 @@ struct sampler *sampler_create(int64_t n_samples, struct rng_key run, bool shuff
     return s;
 }
 
-void sampler_destroy(struct sampler *s)
-{
+void sampler_destroy(struct sampler *s) {
     if (s == NULL) return;
     free(s->order[0]);
     free(s->order[1]);
     free(s);
 }
 
-int64_t sampler_sample(struct sampler *s, int64_t position)
-{
+int64_t sampler_sample(struct sampler *s, int64_t position) {
     CHECK(position >= 0, "position %lld", (long long)position);
     int64_t epoch = position / s->n, place = position % s->n;
     if (!s->shuffle) return place;

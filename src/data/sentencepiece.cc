@@ -15,14 +15,12 @@ struct sp_model {
     sentencepiece::SentencePieceProcessor processor;
 };
 
-static void set_message(char *message, size_t size, const char *text)
-{
+static void set_message(char *message, size_t size, const char *text) {
     std::snprintf(message, size, "%s", text);
 }
 
 extern "C" int sp_create(const char *data, size_t bytes, struct sp_model **out, char *message,
-                         size_t message_bytes)
-{
+                         size_t message_bytes) {
     try {
         auto model = std::make_unique<sp_model>();
         const absl::string_view file(data, bytes);
@@ -39,26 +37,33 @@ extern "C" int sp_create(const char *data, size_t bytes, struct sp_model **out, 
     }
 }
 
-extern "C" void sp_destroy(struct sp_model *model) { delete model; }
+extern "C" void sp_destroy(struct sp_model *model) {
+    delete model;
+}
 
-extern "C" int sp_pieces(const struct sp_model *model) { return model->processor.GetPieceSize(); }
-extern "C" int sp_bos(const struct sp_model *model) { return model->processor.bos_id(); }
-extern "C" int sp_eos(const struct sp_model *model) { return model->processor.eos_id(); }
-extern "C" int sp_unk(const struct sp_model *model) { return model->processor.unk_id(); }
+extern "C" int sp_pieces(const struct sp_model *model) {
+    return model->processor.GetPieceSize();
+}
+extern "C" int sp_bos(const struct sp_model *model) {
+    return model->processor.bos_id();
+}
+extern "C" int sp_eos(const struct sp_model *model) {
+    return model->processor.eos_id();
+}
+extern "C" int sp_unk(const struct sp_model *model) {
+    return model->processor.unk_id();
+}
 
-extern "C" const char *sp_piece(const struct sp_model *model, int id, bool *cut_out)
-{
+extern "C" const char *sp_piece(const struct sp_model *model, int id, bool *cut_out) {
     const auto &p = model->processor;
     *cut_out = p.IsControl(id) || p.IsUnknown(id);
     return p.IdToPiece(id).c_str();
 }
 
-extern "C" int sp_encode(const struct sp_model *model, const char *text, size_t bytes,
-                         sp_emit emit, void *arg)
-{
+extern "C" int sp_encode(const struct sp_model *model, const char *text, size_t bytes, sp_emit emit,
+                         void *arg) {
     try {
-        const auto result =
-            model->processor.EncodeAsImmutableProto(absl::string_view(text, bytes));
+        const auto result = model->processor.EncodeAsImmutableProto(absl::string_view(text, bytes));
         for (const auto &piece : result.pieces())
             emit(arg, static_cast<int>(piece.id()), piece.begin());
         return 0;
@@ -68,8 +73,7 @@ extern "C" int sp_encode(const struct sp_model *model, const char *text, size_t 
 }
 
 extern "C" int sp_decode(const struct sp_model *model, const int *ids, size_t n, sp_text emit,
-                         void *arg)
-{
+                         void *arg) {
     try {
         std::string text;
         const auto status = model->processor.Decode(std::vector<int>(ids, ids + n), &text);

@@ -3,8 +3,7 @@
 
 #include "data.h"
 
-void data_settings_init(struct data_settings *s)
-{
+void data_settings_init(struct data_settings *s) {
     *s = (struct data_settings){
         .caption_extension = ".txt",
         .caption_prompt = "",
@@ -24,8 +23,8 @@ void data_settings_init(struct data_settings *s)
 }
 
 /* words: one per value, in the order of the enum. */
-static int parse_word(const char *key, const char *text, const char *const *words, int n, int *out)
-{
+static int parse_word(const char *key, const char *text, const char *const *words, int n,
+                      int *out) {
     char legal[160] = "";
     for (int i = 0; i < n; i++) {
         if (strcmp(text, words[i]) == 0) {
@@ -47,28 +46,23 @@ static int parse_word(const char *key, const char *text, const char *const *word
         return 0;                                                                                  \
     } while (0)
 
-int data_format_parse(const char *text, enum data_format *out)
-{
+int data_format_parse(const char *text, enum data_format *out) {
     PARSE("data_format", text, out, "llava_json", "captioned_folder", "mock");
 }
 
-int data_template_parse(const char *text, enum data_template *out)
-{
+int data_template_parse(const char *text, enum data_template *out) {
     PARSE("conversation_template", text, out, "plain", "v1", "mistral_instruct", "llava_llama_2",
           "chatml_direct");
 }
 
-int data_aspect_parse(const char *text, enum data_aspect *out)
-{
+int data_aspect_parse(const char *text, enum data_aspect *out) {
     PARSE("image_aspect_ratio", text, out, "square", "pad");
 }
 
-int data_bad_image_parse(const char *text, enum data_bad_image *out)
-{
+int data_bad_image_parse(const char *text, enum data_bad_image *out) {
     PARSE("on_bad_image", text, out, "fail", "skip", "blank");
 }
 
-int data_no_target_parse(const char *text, enum data_no_target *out)
-{
+int data_no_target_parse(const char *text, enum data_no_target *out) {
     PARSE("on_no_target", text, out, "fail", "skip", "keep");
 }

@@ -13,7 +13,7 @@
 #define DEPTH_MAX 32
 
 struct entry {
-    char *name; /* relative path */
+    char *name;  /* relative path */
     size_t stem; /* its length without extension */
     int64_t bytes, seconds, nanoseconds;
     bool caption;
@@ -24,14 +24,12 @@ struct listing {
     int64_t n, capacity;
 };
 
-static void listing_free(struct listing *l)
-{
+static void listing_free(struct listing *l) {
     for (int64_t i = 0; i < l->n; i++) free(l->entry[i].name);
     free(l->entry);
 }
 
-static void listing_add(struct listing *l, char *name, const struct stat *st)
-{
+static void listing_add(struct listing *l, char *name, const struct stat *st) {
     if (l->n == l->capacity) {
         l->capacity = 2 * l->capacity + 256;
         l->entry = xrealloc(l->entry, (size_t)l->capacity * sizeof *l->entry);
@@ -39,8 +37,12 @@ static void listing_add(struct listing *l, char *name, const struct stat *st)
     struct entry *e = &l->entry[l->n++];
     size_t length = strlen(name), extension = strlen(l->extension);
     const char *base = strrchr(name, '/'), *dot = strrchr(base != NULL ? base : name, '.');
-    *e = (struct entry){name, dot != NULL ? (size_t)(dot - name) : length, st->st_size,
-                        st->st_mtim.tv_sec, st->st_mtim.tv_nsec, false};
+    *e = (struct entry){name,
+                        dot != NULL ? (size_t)(dot - name) : length,
+                        st->st_size,
+                        st->st_mtim.tv_sec,
+                        st->st_mtim.tv_nsec,
+                        false};
     if (length > extension && strcmp(name + length - extension, l->extension) == 0) {
         e->caption = true;
         e->stem = length - extension;
@@ -49,8 +51,7 @@ static void listing_add(struct listing *l, char *name, const struct stat *st)
 
 static int walk(struct listing *l, int fd, const char *prefix, int depth);
 
-static int visit(struct listing *l, int parent, const char *prefix, const char *base, int depth)
-{
+static int visit(struct listing *l, int parent, const char *prefix, const char *base, int depth) {
     struct stat st;
     char *name = xasprintf("%s%s%s", prefix, prefix[0] != '\0' ? "/" : "", base);
     int rc = 0;
@@ -66,15 +67,15 @@ static int visit(struct listing *l, int parent, const char *prefix, const char *
     } else {
         rc = error_raise(EXIT_BAD_DATA,
                          "%s/%s is neither file nor folder; links inside a captioned folder are "
-                         "not followed", l->root, name);
+                         "not followed",
+                         l->root, name);
     }
     free(name);
     return rc;
 }
 
 /* Takes over fd. Names that begin with a dot are other programs' business. */
-static int walk(struct listing *l, int fd, const char *prefix, int depth)
-{
+static int walk(struct listing *l, int fd, const char *prefix, int depth) {
     DIR *dir = depth > DEPTH_MAX ? NULL : fdopendir(fd);
     if (dir == NULL) {
         close(fd);
@@ -89,8 +90,7 @@ static int walk(struct listing *l, int fd, const char *prefix, int depth)
 }
 
 /* By stem, then caption before image: partners lie side by side. */
-static int by_stem(const void *a, const void *b)
-{
+static int by_stem(const void *a, const void *b) {
     const struct entry *x = a, *y = b;
     size_t n = x->stem < y->stem ? x->stem : y->stem;
     int order = memcmp(x->name, y->name, n);
@@ -100,13 +100,11 @@ static int by_stem(const void *a, const void *b)
     return strcmp(x->name, y->name);
 }
 
-static bool same_stem(const struct entry *x, const struct entry *y)
-{
+static bool same_stem(const struct entry *x, const struct entry *y) {
     return x->stem == y->stem && memcmp(x->name, y->name, x->stem) == 0;
 }
 
-static int list_folder(const char *path, const char *extension, struct listing *l)
-{
+static int list_folder(const char *path, const char *extension, struct listing *l) {
     *l = (struct listing){.root = path, .extension = extension};
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
@@ -118,8 +116,7 @@ static int list_folder(const char *path, const char *extension, struct listing *
     return 0;
 }
 
-int folder_fingerprint(const char *path, const char *extension, struct sha256 *h)
-{
+int folder_fingerprint(const char *path, const char *extension, struct sha256 *h) {
     struct listing l;
     int rc = list_folder(path, extension, &l);
     for (int64_t i = 0; i < l.n && rc == 0; i++) {
@@ -134,12 +131,15 @@ int folder_fingerprint(const char *path, const char *extension, struct sha256 *h
 
 /* ---- captions -------------------------------------------------------------------------------- */
 
-bool text_is_utf8(const char *data, size_t bytes)
-{
+bool text_is_utf8(const char *data, size_t bytes) {
     const unsigned char *s = (const unsigned char *)data;
     for (size_t i = 0; i < bytes;) {
-        size_t n = s[i] < 0x80 ? 0 : s[i] < 0xc2 ? 9 : s[i] < 0xe0 ? 1 : s[i] < 0xf0 ? 2
-                                                     : s[i] < 0xf5 ? 3 : 9;
+        size_t n = s[i] < 0x80   ? 0
+                   : s[i] < 0xc2 ? 9
+                   : s[i] < 0xe0 ? 1
+                   : s[i] < 0xf0 ? 2
+                   : s[i] < 0xf5 ? 3
+                                 : 9;
         if (n == 9 || i + n >= bytes) return false;
         for (size_t k = 1; k <= n; k++)
             if ((s[i + k] & 0xc0) != 0x80) return false;
@@ -152,8 +152,7 @@ bool text_is_utf8(const char *data, size_t bytes)
 }
 
 /* The first line that is not empty, without the blanks around it; 0 bytes if there is none. */
-static void first_line(const char **text, size_t *bytes)
-{
+static void first_line(const char **text, size_t *bytes) {
     const char *at = *text, *end = at + *bytes;
     while (at < end) {
         const char *stop = memchr(at, '\n', (size_t)(end - at));
@@ -168,8 +167,7 @@ static void first_line(const char **text, size_t *bytes)
 }
 
 static int add_pair(struct builder *b, struct image_scratch *s, const struct entry *caption,
-                    const struct entry *image, int64_t number, const struct text *human)
-{
+                    const struct entry *image, int64_t number, const struct text *human) {
     size_t bytes;
     int rc = image_read_file(b->set->path, caption->name, s, &bytes);
     if (rc != 0) {
@@ -192,15 +190,13 @@ static int add_pair(struct builder *b, struct image_scratch *s, const struct ent
     return builder_add(b, &(struct record){number, name, turns, 2, &name, 1});
 }
 
-static void report_lone(struct builder *b, const struct entry *e)
-{
+static void report_lone(struct builder *b, const struct entry *e) {
     builder_problem(b, EXIT_BAD_DATA, "%s/%s has no %s of the same name beside it", b->set->path,
                     e->name, e->caption ? "image" : b->set->caption_extension);
 }
 
 static int add_pairs(struct builder *b, struct listing *l, struct image_scratch *s,
-                     const struct text *human)
-{
+                     const struct text *human) {
     int64_t number = 0;
     for (int64_t i = 0; i < l->n; builder_step(b)) {
         const struct entry *e = &l->entry[i];
@@ -209,8 +205,10 @@ static int add_pairs(struct builder *b, struct listing *l, struct image_scratch 
         if (n == 1) {
             report_lone(b, e);
         } else if (n > 2 || !e->caption || e[1].caption) {
-            builder_problem(b, EXIT_BAD_DATA, "%s/%s and %s have the same stem: which one belongs "
-                            "to the caption?", b->set->path, e[n - 2].name, e[n - 1].name);
+            builder_problem(b, EXIT_BAD_DATA,
+                            "%s/%s and %s have the same stem: which one belongs "
+                            "to the caption?",
+                            b->set->path, e[n - 2].name, e[n - 1].name);
         } else {
             TRY(add_pair(b, s, e, e + 1, number++, human));
         }
@@ -219,8 +217,7 @@ static int add_pairs(struct builder *b, struct listing *l, struct image_scratch 
     return 0;
 }
 
-int source_folder_read(struct builder *b)
-{
+int source_folder_read(struct builder *b) {
     struct listing l;
     struct image_scratch s = {0};
     struct text human = {0};

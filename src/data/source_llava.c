@@ -16,36 +16,34 @@
 struct elements {
     const char *path, *text;
     size_t bytes, at;
-    int64_t n;  /* elements found so far */
+    int64_t n;   /* elements found so far */
     char before; /* what stood before `at`: '[' or ',' or ']' */
 };
 
-static bool is_space(char c)
-{
+static bool is_space(char c) {
     return c == ' ' || c == '\t' || c == '\n' || c == '\r';
 }
 
-static void skip_space(struct elements *e)
-{
+static void skip_space(struct elements *e) {
     while (e->at < e->bytes && is_space(e->text[e->at])) e->at++;
 }
 
-static int array_error(const struct elements *e, const char *what)
-{
+static int array_error(const struct elements *e, const char *what) {
     return error_raise(EXIT_BAD_DATA, "%s: byte %zu, in or after record %lld: %s", e->path, e->at,
                        (long long)e->n, what);
 }
 
 /* From the first byte of an element to the ',' or ']' behind it. */
-static bool skip_element(struct elements *e)
-{
+static bool skip_element(struct elements *e) {
     int64_t depth = 0;
     bool in_string = false;
     for (; e->at < e->bytes; e->at++) {
         char c = e->text[e->at];
         if (in_string) {
-            if (c == '\\') e->at++;
-            else if (c == '"') in_string = false;
+            if (c == '\\')
+                e->at++;
+            else if (c == '"')
+                in_string = false;
         } else if (c == '"') {
             in_string = true;
         } else if (c == '[' || c == '{') {
@@ -59,8 +57,7 @@ static bool skip_element(struct elements *e)
     return false;
 }
 
-static int array_begin(struct elements *e)
-{
+static int array_begin(struct elements *e) {
     if (e->bytes >= 3 && memcmp(e->text, "\xef\xbb\xbf", 3) == 0)
         return array_error(e, "the file begins with a byte order mark; write it without one");
     skip_space(e);
@@ -72,8 +69,7 @@ static int array_begin(struct elements *e)
 }
 
 /* *found false: the array ended, and nothing stands behind it. */
-static int array_next(struct elements *e, size_t *begin, size_t *end, bool *found)
-{
+static int array_next(struct elements *e, size_t *begin, size_t *end, bool *found) {
     skip_space(e);
     if (e->before == '[' && e->at < e->bytes && e->text[e->at] == ']') {
         e->at++;
@@ -92,8 +88,7 @@ static int array_next(struct elements *e, size_t *begin, size_t *end, bool *foun
     return e->before == '}' ? array_error(e, "a '}' too many") : 0;
 }
 
-static int array_count(const char *path, const char *text, size_t bytes, int64_t *n)
-{
+static int array_count(const char *path, const char *text, size_t bytes, int64_t *n) {
     struct elements e = {.path = path, .text = text, .bytes = bytes};
     size_t begin, end;
     TRY(array_begin(&e));
@@ -119,8 +114,7 @@ struct reading {
 /* Says what is wrong with the record; the others are still looked at. */
 static bool wrong(struct reading *r, const char *fmt, const char *what)
     __attribute__((format(printf, 2, 0)));
-static bool wrong(struct reading *r, const char *fmt, const char *what)
-{
+static bool wrong(struct reading *r, const char *fmt, const char *what) {
     char text[400];
     snprintf(text, sizeof text, fmt, what);
     builder_problem(r->b, EXIT_BAD_DATA, "%s: record %lld (id %s): %s", r->b->set->path,
@@ -128,8 +122,7 @@ static bool wrong(struct reading *r, const char *fmt, const char *what)
     return false;
 }
 
-static bool read_id(struct reading *r, const struct json *record)
-{
+static bool read_id(struct reading *r, const struct json *record) {
     const struct json *id = json_get(record, "id");
     r->name[0] = '\0';
     if (id != NULL && json_kind(id) == JSON_STRING)
@@ -141,8 +134,7 @@ static bool read_id(struct reading *r, const struct json *record)
     return true;
 }
 
-static bool read_image(struct reading *r, const struct json *v)
-{
+static bool read_image(struct reading *r, const struct json *v) {
     size_t bytes;
     const char *name = json_string(v, &bytes);
     if (json_kind(v) != JSON_STRING || bytes == 0)
@@ -152,8 +144,7 @@ static bool read_image(struct reading *r, const struct json *v)
     return true;
 }
 
-static bool read_images(struct reading *r, const struct json *record)
-{
+static bool read_images(struct reading *r, const struct json *record) {
     const struct json *image = json_get(record, "image");
     r->n_images = 0;
     r->has_image = image != NULL;
@@ -167,8 +158,7 @@ static bool read_images(struct reading *r, const struct json *record)
 
 /* Role and text of a turn. */
 static bool read_turn(struct reading *r, const struct json *turn, bool *human, const char **text,
-                      size_t *bytes)
-{
+                      size_t *bytes) {
     if (json_kind(turn) != JSON_OBJECT) return wrong(r, "%s", "a turn is no object");
     const struct json *from = json_get(turn, "from"), *value = json_get(turn, "value");
     if (from == NULL || json_kind(from) != JSON_STRING || value == NULL ||
@@ -182,22 +172,22 @@ static bool read_turn(struct reading *r, const struct json *turn, bool *human, c
     return true;
 }
 
-static bool add_turn(struct reading *r, bool human, const char *text, size_t bytes)
-{
+static bool add_turn(struct reading *r, bool human, const char *text, size_t bytes) {
     if (r->n_turns == 0 && !human) return true; /* what comes before the human is dropped */
     if (human != (r->n_turns % 2 == 0))
         return wrong(r, "two turns of %s in a row; human and gpt must alternate",
                      human ? "human" : "gpt");
     if (r->n_turns == TURNS_MAX) return wrong(r, "%s", "more than 4096 turns");
     size_t begin = r->text.bytes;
-    if (r->has_image && !r->image_list) text_normalise_marker(&r->text, text, bytes);
-    else text_add(&r->text, text, bytes);
+    if (r->has_image && !r->image_list)
+        text_normalise_marker(&r->text, text, bytes);
+    else
+        text_add(&r->text, text, bytes);
     r->turns[r->n_turns++] = (struct turn){human, NULL, r->text.bytes - begin};
     return true;
 }
 
-static bool read_turns(struct reading *r, const struct json *record)
-{
+static bool read_turns(struct reading *r, const struct json *record) {
     const struct json *list = json_get(record, "conversations");
     if (list == NULL || json_kind(list) != JSON_ARRAY)
         return wrong(r, "%s", "\"conversations\" is missing or no array");
@@ -212,13 +202,11 @@ static bool read_turns(struct reading *r, const struct json *record)
     }
     if (r->n_turns == 0) return wrong(r, "%s", "the conversation is empty");
     size_t at = 0; /* the text no longer moves */
-    for (int i = 0; i < r->n_turns; at += r->turns[i++].bytes)
-        r->turns[i].text = r->text.data + at;
+    for (int i = 0; i < r->n_turns; at += r->turns[i++].bytes) r->turns[i].text = r->text.data + at;
     return true;
 }
 
-static int read_record(struct reading *r, const struct json *record)
-{
+static int read_record(struct reading *r, const struct json *record) {
     if (json_kind(record) != JSON_OBJECT) {
         r->name[0] = '\0';
         wrong(r, "%s", "it is no object");
@@ -229,8 +217,7 @@ static int read_record(struct reading *r, const struct json *record)
     return builder_add(r->b, &out);
 }
 
-static int read_elements(struct builder *b, struct reading *r, const char *text, size_t bytes)
-{
+static int read_elements(struct builder *b, struct reading *r, const char *text, size_t bytes) {
     struct elements e = {.path = b->set->path, .text = text, .bytes = bytes};
     size_t begin, end;
     bool found;
@@ -251,8 +238,7 @@ static int read_elements(struct builder *b, struct reading *r, const char *text,
     }
 }
 
-int source_llava_read(struct builder *b)
-{
+int source_llava_read(struct builder *b) {
     char *text;
     size_t bytes;
     TRY(file_read(b->set->path, JSON_BYTES_MAX, &text, &bytes));

@@ -19,8 +19,7 @@ static const char system_chatml[] = "<|im_start|>system\nAnswer the questions.";
 
 /* ---- text ------------------------------------------------------------------------------------ */
 
-void text_add(struct text *t, const char *data, size_t bytes)
-{
+void text_add(struct text *t, const char *data, size_t bytes) {
     if (t->bytes + bytes + 1 > t->capacity) {
         t->capacity = 2 * (t->bytes + bytes + 1) + 256;
         t->data = xrealloc(t->data, t->capacity);
@@ -30,13 +29,11 @@ void text_add(struct text *t, const char *data, size_t bytes)
     t->data[t->bytes] = '\0';
 }
 
-void text_puts(struct text *t, const char *s)
-{
+void text_puts(struct text *t, const char *s) {
     text_add(t, s, strlen(s));
 }
 
-int64_t text_count_markers(const char *data, size_t bytes)
-{
+int64_t text_count_markers(const char *data, size_t bytes) {
     int64_t n = 0;
     for (size_t i = 0; i + IMAGE_TEXT_BYTES <= bytes;)
         if (memcmp(data + i, IMAGE_TEXT, IMAGE_TEXT_BYTES) == 0) {
@@ -48,16 +45,14 @@ int64_t text_count_markers(const char *data, size_t bytes)
     return n;
 }
 
-static bool is_blank(uint32_t c)
-{
+static bool is_blank(uint32_t c) {
     return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
            c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
            c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 /* Bytes of the UTF-8 character at s; its code point if it has at most three (all blanks do). */
-static size_t character(const unsigned char *s, size_t left, uint32_t *c)
-{
+static size_t character(const unsigned char *s, size_t left, uint32_t *c) {
     *c = s[0];
     if (s[0] < 0xc0) return 1;
     if (s[0] < 0xe0 && left >= 2) {
@@ -72,8 +67,7 @@ static size_t character(const unsigned char *s, size_t left, uint32_t *c)
     return left >= 4 ? 4 : left;
 }
 
-void text_trim(const char **data, size_t *bytes)
-{
+void text_trim(const char **data, size_t *bytes) {
     const unsigned char *s = (const unsigned char *)*data;
     size_t begin = 0, end = 0;
     bool inside = false;
@@ -91,8 +85,7 @@ void text_trim(const char **data, size_t *bytes)
     *bytes = end - begin;
 }
 
-void text_normalise_marker(struct text *out, const char *data, size_t bytes)
-{
+void text_normalise_marker(struct text *out, const char *data, size_t bytes) {
     if (text_count_markers(data, bytes) == 0) {
         text_add(out, data, bytes);
         return;
@@ -116,21 +109,18 @@ void text_normalise_marker(struct text *out, const char *data, size_t bytes)
 
 /* ---- prompts --------------------------------------------------------------------------------- */
 
-void prompt_clear(struct prompt *p)
-{
+void prompt_clear(struct prompt *p) {
     p->text.bytes = 0;
     p->n_spans = 0;
 }
 
-void prompt_free(struct prompt *p)
-{
+void prompt_free(struct prompt *p) {
     free(p->text.data);
     free(p->span);
     *p = (struct prompt){0};
 }
 
-static void span_begin(struct prompt *p)
-{
+static void span_begin(struct prompt *p) {
     if (p->n_spans == p->span_capacity) {
         p->span_capacity = p->span_capacity == 0 ? 8 : 2 * p->span_capacity;
         p->span = xrealloc(p->span, (size_t)p->span_capacity * sizeof *p->span);
@@ -138,15 +128,13 @@ static void span_begin(struct prompt *p)
     p->span[p->n_spans++] = (struct span){p->text.bytes, p->text.bytes};
 }
 
-static void span_end(struct prompt *p)
-{
+static void span_end(struct prompt *p) {
     p->span[p->n_spans - 1].end = p->text.bytes;
 }
 
 /* before, answer, after: the span holds all three. An empty answer appends nothing at all. */
 static void add_answer(struct prompt *p, const struct turn *t, const char *before,
-                       const char *after)
-{
+                       const char *after) {
     if (t->bytes == 0) return;
     span_begin(p);
     text_puts(&p->text, before);
@@ -155,16 +143,14 @@ static void add_answer(struct prompt *p, const struct turn *t, const char *befor
     span_end(p);
 }
 
-static void add_markers(struct text *t, int n, const char *after)
-{
+static void add_markers(struct text *t, int n, const char *after) {
     for (int i = 0; i < n; i++) {
         text_puts(t, IMAGE_TEXT);
         text_puts(t, after);
     }
 }
 
-static void turn_v1(struct prompt *p, const struct turn *t)
-{
+static void turn_v1(struct prompt *p, const struct turn *t) {
     if (!t->human) {
         text_puts(&p->text, "ASSISTANT:");
         add_answer(p, t, " ", "</s>");
@@ -175,8 +161,7 @@ static void turn_v1(struct prompt *p, const struct turn *t)
     text_puts(&p->text, " ");
 }
 
-static void turn_instruct(struct prompt *p, const struct turn *t, const char *system)
-{
+static void turn_instruct(struct prompt *p, const struct turn *t, const char *system) {
     if (!t->human) {
         add_answer(p, t, " ", " </s>");
         return;
@@ -191,8 +176,7 @@ static void turn_instruct(struct prompt *p, const struct turn *t, const char *sy
     text_puts(&p->text, " [/INST]");
 }
 
-static void turn_chatml(struct prompt *p, const struct turn *t)
-{
+static void turn_chatml(struct prompt *p, const struct turn *t) {
     if (!t->human) {
         text_puts(&p->text, "<|im_start|>assistant\n");
         add_answer(p, t, "", "<|im_end|>");
@@ -203,8 +187,7 @@ static void turn_chatml(struct prompt *p, const struct turn *t)
     text_puts(&p->text, "<|im_end|>");
 }
 
-static void build_plain(struct prompt *p, const struct turn *turns, int n_turns, int n_images)
-{
+static void build_plain(struct prompt *p, const struct turn *turns, int n_turns, int n_images) {
     CHECK(n_turns == 2, "template plain got %d turns", n_turns);
     add_markers(&p->text, n_images, "");
     span_begin(p);
@@ -214,8 +197,7 @@ static void build_plain(struct prompt *p, const struct turn *turns, int n_turns,
 }
 
 void prompt_build(struct prompt *p, enum data_template t, const char *system,
-                  const struct turn *turns, int n_turns, int n_images)
-{
+                  const struct turn *turns, int n_turns, int n_images) {
     prompt_clear(p);
     if (t == TEMPLATE_PLAIN) {
         build_plain(p, turns, n_turns, n_images);
@@ -243,8 +225,7 @@ void prompt_build(struct prompt *p, enum data_template t, const char *system,
     }
 }
 
-char *template_prompt(enum data_template t, const char *question, int n_images)
-{
+char *template_prompt(enum data_template t, const char *question, int n_images) {
     struct text human = {0};
     add_markers(&human, n_images, t == TEMPLATE_PLAIN ? "" : "\n");
     text_puts(&human, question);
@@ -258,8 +239,7 @@ char *template_prompt(enum data_template t, const char *question, int n_images)
     return text;
 }
 
-static int count_text(const char *data, size_t bytes, const char *what)
-{
+static int count_text(const char *data, size_t bytes, const char *what) {
     int n = 0;
     size_t length = strlen(what);
     for (size_t i = 0; i + length <= bytes;)
@@ -272,8 +252,7 @@ static int count_text(const char *data, size_t bytes, const char *what)
     return n;
 }
 
-bool prompt_is_mismatch(const struct prompt *p, enum data_template t)
-{
+bool prompt_is_mismatch(const struct prompt *p, enum data_template t) {
     if (t == TEMPLATE_PLAIN || t == TEMPLATE_CHATML_DIRECT) return false;
     const char *separator = t == TEMPLATE_V1 ? " ASSISTANT: " : "[/INST] ";
     const char *at = p->text.data, *end = at + p->text.bytes;
@@ -295,8 +274,7 @@ struct labelling {
     bool masked;
 };
 
-static void push(struct token_rows *r, int32_t id, int32_t label)
-{
+static void push(struct token_rows *r, int32_t id, int32_t label) {
     if (r->n == r->capacity) {
         r->capacity = r->capacity == 0 ? 4096 : 2 * r->capacity;
         r->ids = xrealloc(r->ids, (size_t)r->capacity * sizeof *r->ids);
@@ -306,8 +284,7 @@ static void push(struct token_rows *r, int32_t id, int32_t label)
     r->labels[r->n++] = label;
 }
 
-static void label_token(void *arg, int32_t id, size_t begin)
-{
+static void label_token(void *arg, int32_t id, size_t begin) {
     struct labelling *l = arg;
     const struct prompt *p = l->prompt;
     while (l->span < p->n_spans && p->span[l->span].end <= begin) l->span++;
@@ -317,8 +294,7 @@ static void label_token(void *arg, int32_t id, size_t begin)
 }
 
 int prompt_encode(const struct prompt *p, const struct tokenizer *t, bool images, bool masked,
-                  struct token_rows *out)
-{
+                  struct token_rows *out) {
     struct labelling l = {p, out, 0, masked};
     push(out, tokenizer_bos(t), DATA_NO_TARGET);
     return tokenizer_walk(t, p->text.data, p->text.bytes, images, label_token, &l);

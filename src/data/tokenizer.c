@@ -25,8 +25,7 @@ struct tokenizer {
     char sha256[65];
 };
 
-static int check_type(const char *type)
-{
+static int check_type(const char *type) {
     static const char *const legal[] = {"Llama2Tokenizer", "GPTSentencePieceTokenizer",
                                         "SentencePieceTokenizer"};
     for (size_t i = 0; i < sizeof legal / sizeof legal[0]; i++)
@@ -37,8 +36,7 @@ static int check_type(const char *type)
                        type);
 }
 
-static void collect_special(struct tokenizer *t)
-{
+static void collect_special(struct tokenizer *t) {
     for (int64_t id = 0; id < t->n_pieces; id++) {
         bool cut_out;
         const char *text = sp_piece(t->model, (int)id, &cut_out);
@@ -49,8 +47,7 @@ static void collect_special(struct tokenizer *t)
     }
 }
 
-static int load_model(const char *path, const char *data, size_t bytes, struct tokenizer *t)
-{
+static int load_model(const char *path, const char *data, size_t bytes, struct tokenizer *t) {
     char message[256];
     if (sp_create(data, bytes, &t->model, message, sizeof message) != 0)
         return error_raise(EXIT_BAD_DATA,
@@ -67,8 +64,7 @@ static int load_model(const char *path, const char *data, size_t bytes, struct t
     return 0;
 }
 
-static int read_model(const char *path, char **data, size_t *bytes, char hex[65])
-{
+static int read_model(const char *path, char **data, size_t *bytes, char hex[65]) {
     if (path == NULL)
         return error_raise(EXIT_USAGE, "tokenizer_model is missing in section [data]");
     int rc = file_read(path, MODEL_BYTES_MAX, data, bytes);
@@ -80,8 +76,7 @@ static int read_model(const char *path, char **data, size_t *bytes, char hex[65]
     return 0;
 }
 
-int tokenizer_file_sha256(const char *path, char hex[65])
-{
+int tokenizer_file_sha256(const char *path, char hex[65]) {
     char *data;
     size_t bytes;
     TRY(read_model(path, &data, &bytes, hex));
@@ -89,10 +84,8 @@ int tokenizer_file_sha256(const char *path, char hex[65])
     return 0;
 }
 
-int tokenizer_open(const char *type, const char *path, struct tokenizer **out)
-{
-    if (type == NULL)
-        return error_raise(EXIT_USAGE, "tokenizer_type is missing in section [data]");
+int tokenizer_open(const char *type, const char *path, struct tokenizer **out) {
+    if (type == NULL) return error_raise(EXIT_USAGE, "tokenizer_type is missing in section [data]");
     TRY(check_type(type));
     struct tokenizer *t = xcalloc(1, sizeof *t);
     char *data = NULL;
@@ -108,31 +101,26 @@ int tokenizer_open(const char *type, const char *path, struct tokenizer **out)
     return 0;
 }
 
-void tokenizer_close(struct tokenizer *t)
-{
+void tokenizer_close(struct tokenizer *t) {
     if (t == NULL) return;
     if (t->model != NULL) sp_destroy(t->model);
     free(t->special);
     free(t);
 }
 
-int64_t tokenizer_vocab_size(const struct tokenizer *t)
-{
+int64_t tokenizer_vocab_size(const struct tokenizer *t) {
     return t->n_pieces;
 }
 
-int32_t tokenizer_bos(const struct tokenizer *t)
-{
+int32_t tokenizer_bos(const struct tokenizer *t) {
     return sp_bos(t->model);
 }
 
-int32_t tokenizer_eos(const struct tokenizer *t)
-{
+int32_t tokenizer_eos(const struct tokenizer *t) {
     return sp_eos(t->model);
 }
 
-int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece)
-{
+int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece) {
     for (int64_t id = 0; id < t->n_pieces; id++) {
         bool cut_out;
         if (strcmp(sp_piece(t->model, (int)id, &cut_out), piece) == 0) return (int32_t)id;
@@ -140,13 +128,11 @@ int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece)
     return -1;
 }
 
-const char *tokenizer_sha256(const struct tokenizer *t)
-{
+const char *tokenizer_sha256(const struct tokenizer *t) {
     return t->sha256;
 }
 
-void tokenizer_template_sha256(const struct tokenizer *t, enum data_template tpl, char hex[65])
-{
+void tokenizer_template_sha256(const struct tokenizer *t, enum data_template tpl, char hex[65]) {
     char text[160];
     int n = snprintf(text, sizeof text, "%s template %d bos %d eos %d", t->sha256, (int)tpl,
                      (int)tokenizer_bos(t), (int)tokenizer_eos(t));
@@ -159,8 +145,7 @@ void tokenizer_template_sha256(const struct tokenizer *t, enum data_template tpl
 /* ---- encoding ------------------------------------------------------------------------------ */
 
 /* The longest special piece that stands at text[0]; NULL if none does. */
-static const struct special *special_at(const struct tokenizer *t, const char *text, size_t bytes)
-{
+static const struct special *special_at(const struct tokenizer *t, const char *text, size_t bytes) {
     const struct special *best = NULL;
     if (!t->begins_special[(unsigned char)text[0]]) return NULL;
     for (int i = 0; i < t->n_special; i++) {
@@ -178,15 +163,13 @@ struct chunk {
     size_t begin;
 };
 
-static void emit_piece(void *arg, int id, size_t begin)
-{
+static void emit_piece(void *arg, int id, size_t begin) {
     struct chunk *c = arg;
     c->emit(c->arg, id, c->begin + begin);
 }
 
 static int encode_chunk(const struct tokenizer *t, const char *text, size_t begin, size_t end,
-                        token_emit emit, void *arg)
-{
+                        token_emit emit, void *arg) {
     if (begin == end) return 0;
     struct chunk c = {emit, arg, begin};
     if (sp_encode(t->model, text + begin, end - begin, emit_piece, &c) != 0)
@@ -196,8 +179,7 @@ static int encode_chunk(const struct tokenizer *t, const char *text, size_t begi
 }
 
 int tokenizer_walk(const struct tokenizer *t, const char *text, size_t bytes, bool images,
-                   token_emit emit, void *arg)
-{
+                   token_emit emit, void *arg) {
     size_t begin = 0, at = 0;
     while (at < bytes) {
         const struct special *s = NULL;
@@ -216,8 +198,7 @@ int tokenizer_walk(const struct tokenizer *t, const char *text, size_t bytes, bo
     return encode_chunk(t, text, begin, bytes, emit, arg);
 }
 
-static void list_push(void *arg, int32_t id, size_t begin)
-{
+static void list_push(void *arg, int32_t id, size_t begin) {
     struct id_list *list = arg;
     (void)begin;
     if (list->n == list->capacity) {
@@ -228,24 +209,21 @@ static void list_push(void *arg, int32_t id, size_t begin)
 }
 
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool bos,
-                     bool images, struct id_list *out)
-{
+                     bool images, struct id_list *out) {
     if (bos) list_push(out, tokenizer_bos(t), 0);
     return tokenizer_walk(t, text, bytes, images, list_push, out);
 }
 
 /* ---- decoding ------------------------------------------------------------------------------ */
 
-static void keep_text(void *arg, const char *text, size_t bytes)
-{
+static void keep_text(void *arg, const char *text, size_t bytes) {
     char **out = arg;
     *out = xmalloc(bytes + 1);
     memcpy(*out, text, bytes);
     (*out)[bytes] = '\0';
 }
 
-char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n)
-{
+char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n) {
     int *kept = xmalloc((size_t)(n + 1) * sizeof *kept);
     size_t n_kept = 0;
     char *text = NULL;

@@ -1,4 +1,5 @@
 /* The index: built from both sources, read back, refused when something is wrong. */
+#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -14,8 +15,7 @@
 
 static char folder[64];
 
-static char *at(const char *name)
-{
+static char *at(const char *name) {
     static char path[4][256];
     static int next;
     char *p = path[next = (next + 1) % 4];
@@ -23,38 +23,38 @@ static char *at(const char *name)
     return p;
 }
 
-static int make_folder(void **state)
-{
+static int make_folder(void **state) {
     (void)state;
-    strcpy(folder, "/tmp/strata_data_XXXXXX");
+    snprintf(folder, sizeof folder, "%s", "/tmp/strata_data_XXXXXX");
     return mkdtemp(folder) != NULL ? 0 : -1;
 }
 
-static int remove_folder(void **state)
-{
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf '%s'", folder);
-    error_clear();
-    return system(command);
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *place) {
+    (void)st;
+    (void)kind;
+    (void)place;
+    return remove(path);
 }
 
-static void write_file(const char *name, const void *data, size_t bytes)
-{
+static int remove_folder(void **state) {
+    (void)state;
+    error_clear();
+    return nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static void write_file(const char *name, const void *data, size_t bytes) {
     FILE *f = fopen(at(name), "wb");
     assert_non_null(f);
     assert_int_equal(fwrite(data, 1, bytes, f), bytes);
     fclose(f);
 }
 
-static void write_text(const char *name, const char *text)
-{
+static void write_text(const char *name, const char *text) {
     write_file(name, text, strlen(text));
 }
 
 /* bytes of a picture, the first n of them if n > 0. */
-static void copy_picture(const char *from, const char *name, size_t n)
-{
+static void copy_picture(const char *from, const char *name, size_t n) {
     char *data;
     size_t bytes;
     assert_int_equal(file_read(from, 1 << 20, &data, &bytes), 0);
@@ -62,8 +62,7 @@ static void copy_picture(const char *from, const char *name, size_t n)
     free(data);
 }
 
-static struct data_settings tiny(void)
-{
+static struct data_settings tiny(void) {
     struct data_settings s;
     data_settings_init(&s);
     s.format = DATA_LLAVA_JSON;
@@ -80,8 +79,7 @@ static struct data_settings tiny(void)
 }
 
 /* A JSON of the text beside one picture, apple.png. */
-static struct data_settings json_of(const char *text)
-{
+static struct data_settings json_of(const char *text) {
     struct data_settings s = tiny();
     copy_picture(PICTURE, "apple.png", 0);
     write_text("x.json", text);
@@ -91,8 +89,7 @@ static struct data_settings json_of(const char *text)
     return s;
 }
 
-static void expect_error(const struct data_settings *s, int code, const char *says)
-{
+static void expect_error(const struct data_settings *s, int code, const char *says) {
     struct dataset *d;
     int rc = dataset_prepare(s, false, NULL, NULL);
     if (rc == 0) rc = dataset_open(s, &d);
@@ -101,8 +98,7 @@ static void expect_error(const struct data_settings *s, int code, const char *sa
     error_clear();
 }
 
-static struct dataset *open_set(const struct data_settings *s)
-{
+static struct dataset *open_set(const struct data_settings *s) {
     struct dataset *d;
     if (dataset_prepare(s, false, NULL, NULL) != 0 || dataset_open(s, &d) != 0)
         fail_msg("%s", error_text());
@@ -110,8 +106,7 @@ static struct dataset *open_set(const struct data_settings *s)
 }
 
 /* Lengths and targets counted the slow way: the merged rows written out one by one. */
-static void check_lengths(const struct sample *s, int64_t k, int64_t limit)
-{
+static void check_lengths(const struct sample *s, int64_t k, int64_t limit) {
     int64_t rows = 0, targets = 0;
     for (int32_t i = 0; i < s->text_len; i++) {
         bool marker = s->ids[i] == DATA_IMAGE_MARKER;
@@ -122,15 +117,13 @@ static void check_lengths(const struct sample *s, int64_t k, int64_t limit)
     assert_int_equal(s->n_targets, targets);
 }
 
-static void count_up(void *arg, int64_t done, int64_t total)
-{
+static void count_up(void *arg, int64_t done, int64_t total) {
     int64_t *seen = arg;
     assert_true(done <= total || total == 0);
     *seen = done;
 }
 
-static void test_tiny(void **state)
-{
+static void test_tiny(void **state) {
     (void)state;
     struct data_settings s = tiny();
     struct dataset *d;
@@ -164,8 +157,7 @@ static void test_tiny(void **state)
 }
 
 /* Cut inside the text and inside an image; counts follow. */
-static void test_cut(void **state)
-{
+static void test_cut(void **state) {
     (void)state;
     for (int64_t limit = 20; limit < 140; limit += 7) {
         struct data_settings s = tiny();
@@ -190,8 +182,7 @@ static void test_cut(void **state)
     }
 }
 
-static void test_settings_make_files(void **state)
-{
+static void test_settings_make_files(void **state) {
     (void)state;
     struct data_settings s = tiny();
     char *a = dataset_index_path(&s);
@@ -212,8 +203,7 @@ static void test_settings_make_files(void **state)
 }
 
 /* Same data, same bytes: the digest and the whole file. */
-static void test_bytes_repeat(void **state)
-{
+static void test_bytes_repeat(void **state) {
     (void)state;
     struct data_settings s = tiny();
     char *path = dataset_index_path(&s), *data[2];
@@ -231,15 +221,14 @@ static void test_bytes_repeat(void **state)
 }
 
 /* Flipped bytes anywhere in the file: either found, or the same data are read. */
-static void test_damaged_file(void **state)
-{
+static void test_damaged_file(void **state) {
     (void)state;
     struct data_settings s = tiny();
     struct dataset *d = open_set(&s);
     char digest[65], *path = dataset_index_path(&s), *data;
     size_t bytes;
     int found = 0;
-    strcpy(digest, dataset_digest(d));
+    memcpy(digest, dataset_digest(d), sizeof digest);
     dataset_close(d);
     assert_int_equal(file_read(path, 1 << 24, &data, &bytes), 0);
     for (size_t i = 0; i < bytes; i += 1 + bytes / 500) {
@@ -275,8 +264,7 @@ static void test_damaged_file(void **state)
 #define PAIR(q, a) "\"conversations\": [" TURN("human", q) ", " TURN("gpt", a) "]"
 #define GOOD "{\"id\": 1, " PAIR("Q", "A") "}"
 
-static void test_json_errors(void **state)
-{
+static void test_json_errors(void **state) {
     (void)state;
     static const struct {
         const char *text, *says;
@@ -321,16 +309,19 @@ static void test_json_errors(void **state)
     expect_error(&s, EXIT_NO_INPUT, "none.json");
 }
 
-static void test_json_details(void **state)
-{
+static void test_json_details(void **state) {
     (void)state;
     /* first turn of gpt dropped; text-only with a literal marker; extra keys; id as number */
-    struct data_settings s = json_of(
-        "[{\"id\": 3, \"model\": \"\", \"conversations\": [" TURN("gpt", "x") ", "
-        TURN("human", "<image>?") ", " TURN("gpt", "A") "]},\n"
-        "{\"id\": \"b\", \"image\": \"apple.png\", " PAIR("a <image> b", "A") "},\n"
-        "{\"id\": \"c\", \"image\": [\"apple.png\", \"apple.png\"], "
-        PAIR("x <image> y <image>", "A") "}]");
+    struct data_settings s =
+        json_of("[{\"id\": 3, \"model\": \"\", \"conversations\": [" TURN("gpt", "x") ", " TURN(
+            "human", "<image>?") ", " TURN("gpt",
+                                           "A") "]},\n"
+                                                "{\"id\": \"b\", \"image\": \"apple.png\", " PAIR(
+                                                    "a <image> b",
+                                                    "A") "},\n"
+                                                         "{\"id\": \"c\", \"image\": "
+                                                         "[\"apple.png\", \"apple.png\"], " PAIR(
+                                                             "x <image> y <image>", "A") "}]");
     struct dataset *d = open_set(&s);
     struct sample x;
     dataset_sample(d, 0, &x);
@@ -346,8 +337,7 @@ static void test_json_details(void **state)
     dataset_close(d);
 }
 
-static void test_problems_are_counted(void **state)
-{
+static void test_problems_are_counted(void **state) {
     (void)state;
     struct text t = {0};
     text_puts(&t, "[" GOOD);
@@ -364,8 +354,7 @@ static void test_problems_are_counted(void **state)
     free(t.data);
 }
 
-static void test_plain_needs_pairs(void **state)
-{
+static void test_plain_needs_pairs(void **state) {
     (void)state;
     struct data_settings s = json_of("[" GOOD "]");
     s.conversation_template = TEMPLATE_PLAIN;
@@ -376,8 +365,7 @@ static void test_plain_needs_pairs(void **state)
     dataset_close(d);
 }
 
-static void test_vocabulary(void **state)
-{
+static void test_vocabulary(void **state) {
     (void)state;
     struct data_settings s = tiny();
     s.vocab_size = 399;
@@ -394,12 +382,10 @@ static void test_vocabulary(void **state)
 
 #define IMAGE_RECORD(id, name) "{\"id\": " id ", \"image\": \"" name "\", " PAIR("<image>", "A") "}"
 
-static void test_bad_images(void **state)
-{
+static void test_bad_images(void **state) {
     (void)state;
-    struct data_settings s = json_of("[" IMAGE_RECORD("1", "apple.png") ","
-                                         IMAGE_RECORD("2", "cut.jpg") ","
-                                         IMAGE_RECORD("3", "gone.png") "," GOOD "]");
+    struct data_settings s = json_of("[" IMAGE_RECORD("1", "apple.png") "," IMAGE_RECORD(
+        "2", "cut.jpg") "," IMAGE_RECORD("3", "gone.png") "," GOOD "]");
     copy_picture("input/tiny/images/house.jpg", "cut.jpg", 900);
     expect_error(&s, EXIT_BAD_DATA, "(id 2): image cut.jpg is a damaged or truncated JPEG");
     s.on_bad_image = BAD_IMAGE_SKIP;
@@ -424,8 +410,7 @@ static void test_bad_images(void **state)
 }
 
 /* What changes after the index was made is an error of that moment, or blank within the limit. */
-static void test_image_changes_later(void **state)
-{
+static void test_image_changes_later(void **state) {
     (void)state;
     float out[3 * 28 * 28];
     struct data_settings s = json_of("[" IMAGE_RECORD("1", "apple.png") "]");
@@ -455,8 +440,7 @@ static void test_image_changes_later(void **state)
 
 /* ---- captioned folder ------------------------------------------------------------------------ */
 
-static struct data_settings captioned(void)
-{
+static struct data_settings captioned(void) {
     struct data_settings s = tiny();
     s.format = DATA_CAPTIONED_FOLDER;
     s.conversation_template = TEMPLATE_PLAIN;
@@ -472,8 +456,7 @@ static struct data_settings captioned(void)
     return s;
 }
 
-static void test_captioned_folder(void **state)
-{
+static void test_captioned_folder(void **state) {
     (void)state;
     struct data_settings s = captioned();
     struct dataset *d = open_set(&s);
@@ -512,19 +495,17 @@ static void test_captioned_folder(void **state)
     expect_error(&s, EXIT_BAD_DATA, "have the same stem");
 }
 
-static void test_utf8(void **state)
-{
+static void test_utf8(void **state) {
     (void)state;
     assert_true(text_is_utf8("a\xc3\xa9\xe7\x8c\xab\xf0\x9f\x98\x80", 10));
-    static const char *const bad[] = {"\xc3",         "\xc0\xaf",         "\xe0\x80\xaf",
-                                      "\xed\xa0\x80", "\xf5\x80\x80\x80", "\x80",
-                                      "\xf0\x80\x80\x80", "\xf4\x90\x80\x80"};
+    static const char *const bad[] = {
+        "\xc3", "\xc0\xaf",         "\xe0\x80\xaf",    "\xed\xa0\x80", "\xf5\x80\x80\x80",
+        "\x80", "\xf0\x80\x80\x80", "\xf4\x90\x80\x80"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         assert_false(text_is_utf8(bad[i], strlen(bad[i])));
 }
 
-int main(void)
-{
+int main(void) {
 #define IN_FOLDER(f) cmocka_unit_test_setup_teardown(f, make_folder, remove_folder)
     const struct CMUnitTest tests[] = {
         IN_FOLDER(test_tiny),

@@ -12,16 +12,14 @@
 
 static struct tokenizer *tok;
 
-static int open_model(void **state)
-{
+static int open_model(void **state) {
     (void)state;
     if (tokenizer_open("Llama2Tokenizer", MODEL, &tok) == 0) return 0;
     error_print(stderr);
     return -1;
 }
 
-static int close_model(void **state)
-{
+static int close_model(void **state) {
     (void)state;
     tokenizer_close(tok);
     return 0;
@@ -33,8 +31,7 @@ struct stretch {
     const char *ids;
 };
 
-static int64_t compare(const struct token_rows *got, int64_t at, const struct stretch *s)
-{
+static int64_t compare(const struct token_rows *got, int64_t at, const struct stretch *s) {
     const char *p = s->ids;
     char *end;
     for (long id = strtol(p, &end, 10); end != p; id = strtol(p, &end, 10), at++) {
@@ -47,13 +44,11 @@ static int64_t compare(const struct token_rows *got, int64_t at, const struct st
 }
 
 /* texts: human, gpt, human, gpt ... up to NULL; want: stretches up to ids NULL. */
-static void expect(enum data_template t, const char *system, bool strict,
-                   const char *const *texts, const struct stretch *want)
-{
+static void expect(enum data_template t, const char *system, bool strict, const char *const *texts,
+                   const struct stretch *want) {
     struct turn turns[8];
     int n = 0;
-    for (; texts[n] != NULL; n++)
-        turns[n] = (struct turn){n % 2 == 0, texts[n], strlen(texts[n])};
+    for (; texts[n] != NULL; n++) turns[n] = (struct turn){n % 2 == 0, texts[n], strlen(texts[n])};
     struct prompt p = {0};
     struct token_rows rows = {0};
     prompt_build(&p, t, system, turns, n, 1);
@@ -73,19 +68,19 @@ static void expect(enum data_template t, const char *system, bool strict,
 
 #define TEXTS(...) ((const char *const[]){__VA_ARGS__, NULL})
 #define WANT(...) ((const struct stretch[]){__VA_ARGS__, {false, NULL}})
-#define NO(ids) {false, ids}
-#define YES(ids) {true, ids}
+#define NO(ids)                                                                                    \
+    { false, ids }
+#define YES(ids)                                                                                   \
+    { true, ids }
 #define INST TEMPLATE_MISTRAL_INSTRUCT
 #define H "1 733 16289 28793 28705 -200 28705 13 28824 733 28748 16289 28793"
-#define G1_PROMPT                                                                                  \
-    "1 733 16289 28793 28705 -200 28705 13 3195 349 4894 28804 733 28748 16289 28793"
+#define G1_PROMPT "1 733 16289 28793 28705 -200 28705 13 3195 349 4894 28804 733 28748 16289 28793"
 #define G5_PROMPT                                                                                  \
     "1 330 10706 1444 264 13903 2188 304 396 18278 10895 13892 28723 415 13892 5212 10865 28725 "  \
     "10537 28725 304 27057 11194 298 272 2188 28742 28713 4224 28723 2223 725 28747 28705 -200 "   \
     "28705 13 3195 349 4894 28804 8602 8048 12738 28747"
 
-static void test_mistral_instruct(void **state)
-{
+static void test_mistral_instruct(void **state) {
     (void)state;
     for (int strict = 0; strict < 2; strict++) {
         expect(INST, NULL, strict, TEXTS("<image>\nWhat is shown?", "A cat."),
@@ -106,16 +101,14 @@ static void test_mistral_instruct(void **state)
     }
 }
 
-static void test_plain(void **state)
-{
+static void test_plain(void **state) {
     (void)state;
     expect(TEMPLATE_PLAIN, NULL, true, TEXTS("<image>", "a red bus"),
            WANT(NO("1 -200"), YES("264 2760 1579 13")));
     expect(TEMPLATE_PLAIN, NULL, true, TEXTS("<image>", ""), WANT(NO("1 -200"), YES("28705 13")));
 }
 
-static void test_v1(void **state)
-{
+static void test_v1(void **state) {
     (void)state;
     expect(TEMPLATE_V1, NULL, true, TEXTS("<image>\nWhat is shown?", "A cat."),
            WANT(NO(G5_PROMPT), YES("330 5255 28723 2")));
@@ -126,16 +119,14 @@ static void test_v1(void **state)
 }
 
 /* Rows that LLaVA's own code masks whole: kept by default, masked with strict_llava_masking. */
-static void test_mismatch(void **state)
-{
+static void test_mismatch(void **state) {
     (void)state;
     for (int strict = 0; strict < 2; strict++) {
         expect(INST, NULL, strict, TEXTS("<image>\nQ", "use [/INST] tag"),
                WANT(NO(H), YES("938 733 28748 16289 28793 5846 28705 2")));
         expect(INST, NULL, strict, TEXTS("<image>\nQ", ""), WANT(NO(H)));
         expect(INST, NULL, strict, TEXTS("<image>\nQ", "A", "R", ""),
-               WANT(NO(H), YES("330 28705 2"),
-                    NO("733 16289 28793 399 733 28748 16289 28793")));
+               WANT(NO(H), YES("330 28705 2"), NO("733 16289 28793 399 733 28748 16289 28793")));
     }
     /* without an answer in between, question and next question are one chunk */
     expect(INST, NULL, false, TEXTS("<image>\nQ", "", "R", "A"),
@@ -144,19 +135,18 @@ static void test_mismatch(void **state)
                 YES("330 28705 2")));
 }
 
-static void test_mismatch_is_found(void **state)
-{
+static void test_mismatch_is_found(void **state) {
     (void)state;
     static const struct {
         enum data_template t;
         const char *human, *gpt;
         bool mismatch;
     } row[] = {
-        {INST, "Q", "A", false},           {INST, "Q", "", true},
-        {INST, "Q", "a [/INST] b", true},  {INST, "Q", "a [/INST]", true},
-        {INST, "Q", "a</s>b", true},       {INST, "Q </s> R", "b", true},
-        {TEMPLATE_V1, "Q", "A", false},    {TEMPLATE_V1, "Q", "x ASSISTANT: y", true},
-        {TEMPLATE_V1, "Q", "", true},      {TEMPLATE_CHATML_DIRECT, "Q", "", false},
+        {INST, "Q", "A", false},          {INST, "Q", "", true},
+        {INST, "Q", "a [/INST] b", true}, {INST, "Q", "a [/INST]", true},
+        {INST, "Q", "a</s>b", true},      {INST, "Q </s> R", "b", true},
+        {TEMPLATE_V1, "Q", "A", false},   {TEMPLATE_V1, "Q", "x ASSISTANT: y", true},
+        {TEMPLATE_V1, "Q", "", true},     {TEMPLATE_CHATML_DIRECT, "Q", "", false},
     };
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
         struct turn turns[2] = {{true, row[i].human, strlen(row[i].human)},
@@ -168,8 +158,7 @@ static void test_mismatch_is_found(void **state)
     }
 }
 
-static void test_llava_llama_2(void **state)
-{
+static void test_llava_llama_2(void **state) {
     (void)state;
     expect(TEMPLATE_LLAVA_LLAMA_2, "S", true, TEXTS("<image>\nQ", "A", "R", "B"),
            WANT(NO("1 733 16289 28793 2087 18741 4060 13 28735 13 28789 700 18741 4060 13 13 -200 "
@@ -178,8 +167,7 @@ static void test_llava_llama_2(void **state)
                 YES("365 28705 2")));
 }
 
-static void test_chatml_text(void **state)
-{
+static void test_chatml_text(void **state) {
     (void)state;
     struct turn turns[2] = {{true, "Q", 1}, {false, "A", 1}};
     struct prompt p = {0};
@@ -192,8 +180,7 @@ static void test_chatml_text(void **state)
     prompt_free(&p);
 }
 
-static void test_generation_prompt(void **state)
-{
+static void test_generation_prompt(void **state) {
     (void)state;
     char *text = template_prompt(INST, "What is shown in this image?", 1);
     assert_string_equal(text, "[INST] <image>\nWhat is shown in this image? [/INST]");
@@ -206,8 +193,7 @@ static void test_generation_prompt(void **state)
     free(text);
 }
 
-static void test_normalisation(void **state)
-{
+static void test_normalisation(void **state) {
     (void)state;
     static const char *const pair[][2] = {
         {"What?\n<image>", "<image>\nWhat?"},
@@ -225,8 +211,7 @@ static void test_normalisation(void **state)
     }
 }
 
-static void expect_ids(const char *text, bool images, const char *ids)
-{
+static void expect_ids(const char *text, bool images, const char *ids) {
     struct id_list list = {0};
     assert_int_equal(tokenizer_encode(tok, text, strlen(text), false, images, &list), 0);
     struct token_rows rows = {list.ids, list.ids, list.n, list.n};
@@ -234,8 +219,7 @@ static void expect_ids(const char *text, bool images, const char *ids)
     free(list.ids);
 }
 
-static void test_tokenizer(void **state)
-{
+static void test_tokenizer(void **state) {
     (void)state;
     assert_int_equal(tokenizer_vocab_size(tok), 32000);
     assert_int_equal(tokenizer_bos(tok), 1);
@@ -254,14 +238,12 @@ static void test_tokenizer(void **state)
     assert_int_equal(tokenizer_piece_id(tok, "<pad>"), -1);
 }
 
-static void test_decode(void **state)
-{
+static void test_decode(void **state) {
     (void)state;
     static const char *const texts[] = {"Hello world!", "\xe7\x8c\xab \xf0\x9f\x98\x80 a\n b"};
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         struct id_list list = {0};
-        assert_int_equal(
-            tokenizer_encode(tok, texts[i], strlen(texts[i]), true, true, &list), 0);
+        assert_int_equal(tokenizer_encode(tok, texts[i], strlen(texts[i]), true, true, &list), 0);
         char *back = tokenizer_decode(tok, list.ids, list.n);
         assert_string_equal(back, texts[i]);
         free(back);
@@ -272,8 +254,7 @@ static void test_decode(void **state)
     error_clear();
 }
 
-static void test_refused(void **state)
-{
+static void test_refused(void **state) {
     (void)state;
     struct tokenizer *t;
     assert_int_equal(tokenizer_open("TikTokenizer", MODEL, &t), EXIT_USAGE);
@@ -287,15 +268,20 @@ static void test_refused(void **state)
     error_clear();
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mistral_instruct), cmocka_unit_test(test_plain),
-        cmocka_unit_test(test_v1),               cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_mismatch_is_found), cmocka_unit_test(test_llava_llama_2),
-        cmocka_unit_test(test_chatml_text),      cmocka_unit_test(test_generation_prompt),
-        cmocka_unit_test(test_normalisation),    cmocka_unit_test(test_tokenizer),
-        cmocka_unit_test(test_decode),           cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_mistral_instruct),
+        cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_v1),
+        cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_mismatch_is_found),
+        cmocka_unit_test(test_llava_llama_2),
+        cmocka_unit_test(test_chatml_text),
+        cmocka_unit_test(test_generation_prompt),
+        cmocka_unit_test(test_normalisation),
+        cmocka_unit_test(test_tokenizer),
+        cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("data labels", tests, open_model, close_model);
 }

@@ -1,8 +1,10 @@
 /* Order of samples, mock data, prefetch with several threads. */
+#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -13,23 +15,25 @@
 
 static char folder[64];
 
-static int make_folder(void **state)
-{
+static int make_folder(void **state) {
     (void)state;
-    strcpy(folder, "/tmp/strata_order_XXXXXX");
+    snprintf(folder, sizeof folder, "%s", "/tmp/strata_order_XXXXXX");
     return mkdtemp(folder) != NULL ? 0 : -1;
 }
 
-static int remove_folder(void **state)
-{
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf '%s'", folder);
-    return system(command);
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *place) {
+    (void)st;
+    (void)kind;
+    (void)place;
+    return remove(path);
 }
 
-static struct dataset *open_tiny(void)
-{
+static int remove_folder(void **state) {
+    (void)state;
+    return nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static struct dataset *open_tiny(void) {
     struct data_settings s;
     struct dataset *d;
     data_settings_init(&s);
@@ -48,8 +52,7 @@ static struct dataset *open_tiny(void)
     return d;
 }
 
-static void test_sampler_epochs(void **state)
-{
+static void test_sampler_epochs(void **state) {
     (void)state;
     enum { N = 37 };
     struct rng_key run = rng_run_key(1234);
@@ -70,8 +73,7 @@ static void test_sampler_epochs(void **state)
 }
 
 /* A pure function: the same from a fresh sampler, in any order of asking. */
-static void test_sampler_is_pure(void **state)
-{
+static void test_sampler_is_pure(void **state) {
     (void)state;
     struct rng_key run = rng_run_key(7);
     struct sampler *a = sampler_create(100, run, true);
@@ -87,8 +89,7 @@ static void test_sampler_is_pure(void **state)
     sampler_destroy(a);
 }
 
-static void test_mock(void **state)
-{
+static void test_mock(void **state) {
     (void)state;
     struct data_settings s;
     struct dataset *d, *e;
@@ -133,8 +134,7 @@ static void test_mock(void **state)
 
 /* Tickets of many sizes, waited for out of order, give what dataset_pixels gives, whatever the
  * number of threads. */
-static void test_prefetch(void **state)
-{
+static void test_prefetch(void **state) {
     (void)state;
     enum { TICKETS = 4, IMAGES = 9 };
     struct dataset *d = open_tiny();
@@ -150,8 +150,7 @@ static void test_prefetch(void **state)
             memset(got, 0xff, TICKETS * IMAGES * FLOATS * sizeof *got);
             for (int t = 0; t < TICKETS; t++) {
                 count[t] = (round + 5 * t) % (IMAGES + 1); /* 0 too */
-                for (int k = 0; k < count[t]; k++)
-                    image[t][k] = (round * 31 + t * 7 + k * 3) % n;
+                for (int k = 0; k < count[t]; k++) image[t][k] = (round * 31 + t * 7 + k * 3) % n;
                 ticket[t] = prefetch_submit(p, image[t], count[t], got + t * IMAGES * FLOATS);
             }
             for (int t = TICKETS - 1; t >= 0; t--) {
@@ -169,8 +168,7 @@ static void test_prefetch(void **state)
     dataset_close(d);
 }
 
-static void copy_file(const char *from, const char *to)
-{
+static void copy_file(const char *from, const char *to) {
     char *data;
     size_t bytes;
     assert_int_equal(file_read(from, 1 << 20, &data, &bytes), 0);
@@ -179,8 +177,7 @@ static void copy_file(const char *from, const char *to)
 }
 
 /* A file that vanishes: the ticket that holds it fails, naming it; the others do not. */
-static void test_prefetch_error(void **state)
-{
+static void test_prefetch_error(void **state) {
     (void)state;
     char json[128], set[128], gone[160];
     snprintf(set, sizeof set, "%s/images", folder);
@@ -228,8 +225,7 @@ static void test_prefetch_error(void **state)
     dataset_close(d);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sampler_epochs),
         cmocka_unit_test(test_sampler_is_pure),

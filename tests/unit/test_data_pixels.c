@@ -17,8 +17,7 @@
 static struct image_background none = {false, {0, 0, 0}};
 static struct image_background coloured = {true, {10, 200, 255}};
 
-static void hash(const void *data, size_t bytes, char hex[65])
-{
+static void hash(const void *data, size_t bytes, char hex[65]) {
     struct sha256 h;
     sha256_begin(&h);
     sha256_add(&h, data, bytes);
@@ -26,8 +25,7 @@ static void hash(const void *data, size_t bytes, char hex[65])
 }
 
 static void decode_to_hash(struct image_scratch *s, const char *name,
-                           const struct image_background *b, int w, int h, char hex[65])
-{
+                           const struct image_background *b, int w, int h, char hex[65]) {
     size_t bytes;
     struct image im;
     assert_int_equal(image_read_file(FOLDER, name, s, &bytes), 0);
@@ -37,8 +35,7 @@ static void decode_to_hash(struct image_scratch *s, const char *name,
     hash(im.rgb, (size_t)w * (size_t)h * 3, hex);
 }
 
-static void test_decode(void **state)
-{
+static void test_decode(void **state) {
     (void)state;
     struct image_scratch s = {0};
     FILE *f = fopen("tests/golden/decode.txt", "r");
@@ -56,8 +53,7 @@ static void test_decode(void **state)
     image_scratch_free(&s);
 }
 
-static struct image formula(struct image_scratch *s, int w, int h)
-{
+static struct image formula(struct image_scratch *s, int w, int h) {
     struct image im = {.width = w, .height = h};
     im.rgb = buffer_reserve(&s->rgb, (size_t)w * (size_t)h * 3);
     uint8_t *p = im.rgb;
@@ -68,8 +64,7 @@ static struct image formula(struct image_scratch *s, int w, int h)
     return im;
 }
 
-static void test_model_input(void **state)
-{
+static void test_model_input(void **state) {
     (void)state;
     struct image_scratch s = {0};
     struct data_settings set;
@@ -97,8 +92,7 @@ static void test_model_input(void **state)
     image_scratch_free(&s);
 }
 
-static void test_table(void **state)
-{
+static void test_table(void **state) {
     (void)state;
     static const double ends[3][2] = {
         {-1.7922626, 1.9303362}, {-1.7520971, 2.0748837}, {-1.4802198, 2.1458969}};
@@ -115,8 +109,7 @@ static void test_table(void **state)
 }
 
 /* Not square: every pixel comes from inside, shape and centre hold. */
-static void test_oblong_target(void **state)
-{
+static void test_oblong_target(void **state) {
     (void)state;
     struct image_scratch s = {0};
     struct data_settings set;
@@ -140,16 +133,14 @@ static void test_oblong_target(void **state)
 
 /* ---- broken files ---------------------------------------------------------------------------- */
 
-static int decode_bytes(struct image_scratch *s, const void *data, size_t bytes)
-{
+static int decode_bytes(struct image_scratch *s, const void *data, size_t bytes) {
     struct image im;
     memcpy(buffer_reserve(&s->file, bytes + 1), data, bytes);
     s->why[0] = '\0';
     return image_decode(s, bytes, &none, &im);
 }
 
-static void test_truncated(void **state)
-{
+static void test_truncated(void **state) {
     (void)state;
     static const char *const names[] = {"png_c2_d08.png", "png_c6_d16_i.png", "jpeg_420.jpg",
                                         "jpeg_progressive.jpg"};
@@ -169,8 +160,7 @@ static void test_truncated(void **state)
 }
 
 /* Any flipped byte gives an image or a sentence, never a crash (worth most under sanitizers). */
-static void test_damaged(void **state)
-{
+static void test_damaged(void **state) {
     (void)state;
     static const char *const names[] = {"png_c3_d04_t.png", "png_c2_d08.png", "jpeg_420.jpg",
                                         "jpeg_cmyk.jpg", "jpeg_progressive.jpg"};
@@ -193,8 +183,7 @@ static void test_damaged(void **state)
     }
 }
 
-static void test_refused_kinds(void **state)
-{
+static void test_refused_kinds(void **state) {
     (void)state;
     struct image_scratch s = {0};
     static const struct {
@@ -202,8 +191,9 @@ static void test_refused_kinds(void **state)
         size_t bytes;
         const char *says;
     } row[] = {
-        {"GIF89a....", 10, "GIF"},  {"RIFF\0\0\0\0WEBPVP8 ", 16, "WebP"}, {"BM....", 6, "BMP"},
-        {"II*\0....", 8, "TIFF"},   {"", 0, "empty"},                     {"hello", 5, "neither"},
+        {"GIF89a....", 10, "GIF"}, {"RIFF\0\0\0\0WEBPVP8 ", 16, "WebP"},
+        {"BM....", 6, "BMP"},      {"II*\0....", 8, "TIFF"},
+        {"", 0, "empty"},          {"hello", 5, "neither"},
         {"\xff", 1, "neither"},
     };
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
@@ -214,8 +204,7 @@ static void test_refused_kinds(void **state)
 }
 
 /* Headers that promise more than any image may have, or nothing. The CRC is made to fit. */
-static void test_bombs(void **state)
-{
+static void test_bombs(void **state) {
     (void)state;
     static const struct {
         const char *head; /* PNG up to the end of IHDR */
@@ -223,9 +212,11 @@ static void test_bombs(void **state)
     } row[] = {
         /* 60000 x 60000, 20000 x 20000, 0 x 5 grey */
         {"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\0\0\0\0"
-         "\xa5\xb9\x2a\x9e", "IHDR"},
+         "\xa5\xb9\x2a\x9e",
+         "IHDR"},
         {"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x4e\x20\0\0\x4e\x20\x08\0\0\0\0\xc6\x1b\x19\xe5"
-         "\0\0\0\0IDAT\x35\xaf\x06\x1e", "20000 x 20000"},
+         "\0\0\0\0IDAT\x35\xaf\x06\x1e",
+         "20000 x 20000"},
         {"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\0\0\0\0\x05\x08\0\0\0\0\x4e\x2d\xb2\x7d", "IHDR"},
     };
     struct image_scratch s = {0};
@@ -243,13 +234,12 @@ static void test_bombs(void **state)
 
 /* ---- names ----------------------------------------------------------------------------------- */
 
-static void test_paths(void **state)
-{
+static void test_paths(void **state) {
     (void)state;
     struct image_scratch s = {0};
     size_t bytes;
-    static const char *const illegal[] = {"../images/jpeg_420.jpg", "/etc/passwd", "a/../b", "./x",
-                                          "", "a//b", "images/"};
+    static const char *const illegal[] = {
+        "../images/jpeg_420.jpg", "/etc/passwd", "a/../b", "./x", "", "a//b", "images/"};
     for (size_t i = 0; i < sizeof illegal / sizeof illegal[0]; i++) {
         int rc = image_read_file("tests/golden", illegal[i], &s, &bytes);
         assert_true(rc == EXIT_BAD_DATA || rc == EXIT_NO_INPUT);
@@ -269,12 +259,11 @@ static void test_paths(void **state)
     image_scratch_free(&s);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_decode),    cmocka_unit_test(test_model_input),
-        cmocka_unit_test(test_table),     cmocka_unit_test(test_oblong_target),
-        cmocka_unit_test(test_truncated), cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_decode),        cmocka_unit_test(test_model_input),
+        cmocka_unit_test(test_table),         cmocka_unit_test(test_oblong_target),
+        cmocka_unit_test(test_truncated),     cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_refused_kinds), cmocka_unit_test(test_bombs),
         cmocka_unit_test(test_paths),
     };

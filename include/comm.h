@@ -48,7 +48,8 @@ void group_reserve(const struct group *g, struct backend *be, size_t bytes);
 int64_t group_bytes(const struct group *g);
 int64_t group_calls(const struct group *g);
 
-/* Collective over g; all tensors contiguous device memory, fp32 or fp64 (working or acc dtype).
+/* Collective over g; all tensors contiguous device memory, fp32 or fp64 (working or acc dtype; a
+ * measuring group counts bf16 and fp16 too).
  * Size 1: nothing happens but the copy from local to full where they differ. */
 void comm_allreduce(const struct group *g, struct backend *be, const struct tensor *t,
                     enum reduce_op op);

@@ -1,7 +1,8 @@
 /* optim: learning rates, gradient reduction, clipping, AdamW and SGD, sharded optimizer states.
  *
- * Works on a param_set: its flat gradients and flat weights. Weights are fp32 or fp64 and are their
- * own master copy. Letters: D data size, T tensor size, N target rows of the global batch.
+ * Works on a param_set: its flat gradients and flat weights. Weights of fp32 or fp64 are their own
+ * master copy; narrower ones have a master in the acc dtype beside m and v, planned but not yet
+ * updated. Letters: D data size, T tensor size, N target rows of the global batch.
  */
 #ifndef STRATA_OPTIM_H
 #define STRATA_OPTIM_H
@@ -51,7 +52,7 @@ int optim_create(const struct optim_settings *settings, struct param_set *set,
                  const int *global_index, int n_global, const struct grid *grid,
                  struct optim **out);
 /* Takes states and workspace from `arena`, zeroes the states; a measuring arena counts the same
- * bytes. EXIT_UNAVAILABLE where the working dtype has no master copy yet (not fp32, fp64). */
+ * bytes. EXIT_UNAVAILABLE where the working dtype is not fp32 or fp64, unless arena measures. */
 int optim_layout(struct optim *o, struct backend *be, struct arena *arena);
 void optim_destroy(struct optim *o);
 

@@ -43,14 +43,38 @@ int plan_rank(const struct stack *s, const struct plan_layout *layout, int tp, i
               const struct microbatch *largest, struct rank_plan *out);
 
 /* FLOPs of each layer for one micro-batch with TP = 1, forward and backward as the frozen flags
- * have it: counted from the layers' own code. The projector's two layers, which no cut parts, are
- * counted on the first. */
+ * have it: matrix products and visible attention pairs, counted from the layers' own code. The
+ * projector's two layers, which no cut parts, are counted on the first. The head's two gradient
+ * products run in its forward and count there. `how` REPEAT_UNIFORM: the backward of a layer runs
+ * its forward once more; REPEAT_BLOCK, which depends on the cuts, counts as REPEAT_NOTHING. */
 struct layer_cost {
     double forward, backward;
 };
-int plan_layer_costs(const struct stack *s, const struct microbatch *mb, struct layer_cost *cost);
+int plan_layer_costs(const struct stack *s, const struct microbatch *mb, enum recompute how,
+                     struct layer_cost *cost);
 /* split_spec = auto: exact min-max partition of forward + backward. split[pp] is written. */
-int plan_split(const struct stack *s, const struct microbatch *mb, int pp, int64_t *split);
+int plan_split(const struct stack *s, const struct microbatch *mb, enum recompute how, int pp,
+               int64_t *split);
+
+/* What a stage holds and does; parameters and FLOPs as with TP = 1, of one micro-batch,
+ * recomputation in the backward. */
+struct stage_plan {
+    int first, end; /* layers */
+    int64_t parameters, trainable;
+    struct layer_cost cost;
+    struct schedule_flow flow;
+    int in_flight; /* micro-batches between their forward and the end of their backward */
+    double idle;   /* share of the step in which the stage does not compute */
+};
+/* One step of the layout's schedule, all micro-batches like mb, messages free of charge. */
+struct step_plan {
+    double makespan;  /* FLOPs that one stage could have done in the time of the step */
+    double bubble;    /* share of it that stages wait, on average: 1 - work / (P makespan) */
+    double imbalance; /* slowest stage / mean */
+};
+/* stage[layout->pp] is written. */
+int plan_step(const struct stack *s, const struct plan_layout *layout, const struct microbatch *mb,
+              struct stage_plan *stage, struct step_plan *step);
 
 /* A descriptor of the largest micro-batch when no data set is at hand: every sample has one image
  * and fills decoder_seq_length, every text row is a target. Owned by the caller: free with

@@ -2,9 +2,8 @@
 #ifndef STRATA_TRAIN_H
 #define STRATA_TRAIN_H
 
-#include "comm.h"
-#include "config.h"
 #include "data.h"
+#include "plan.h"
 
 /* Runs the job; collective over the world, after comm_init. Returns the exit code on every rank
  * (EXIT_OK: finished or stopped on request; status.json says which); errors are recorded. */
@@ -17,5 +16,20 @@ void train_data_settings(const struct config *cfg, struct data_settings *out);
 int train_open_data(struct config *cfg, const struct grid *grid, struct dataset **out);
 /* Without MPI: builds the index. */
 int train_prepare_data(struct config *cfg, bool force);
+/* The tokenizer may set the vocabulary, and must fit it. */
+int train_resolve_vocabulary(struct config *cfg);
+
+/* ---- the plan of a job, without MPI (config_check_world was called) ------------------------------- */
+/* What a checked job file may say and this version cannot build. */
+int train_check_stack(const struct config *cfg);
+/* The largest micro-batch of the run, each count on its own, from the data set's index; data NULL:
+ * plan_microbatch_worst. Free with plan_microbatch_free. */
+struct microbatch *train_largest_microbatch(const struct config *cfg, const struct dataset *data,
+                                            const struct stack *s);
+/* split_spec as numbers [PP]; auto is solved and written into cfg. free() it, after an error too. */
+int train_split(struct config *cfg, const struct stack *s, const struct microbatch *largest,
+                int64_t **split);
+/* EXIT_USAGE with the bytes by kind and three remedies if a rank needs more than memory_limit_gib. */
+int train_check_memory(const struct config *cfg, const struct rank_plan *p, int rank);
 
 #endif

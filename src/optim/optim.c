@@ -103,12 +103,14 @@ void optim_destroy(struct optim *o) {
 }
 
 int optim_layout(struct optim *o, struct backend *be, struct arena *arena) {
-    if (be->dtype != be->acc)
+    bool masters = be->dtype != be->acc;
+    if (masters && !arena->measuring)
         return error_raise(EXIT_UNAVAILABLE,
-                           "the optimizer has no master weights for %s yet; fp32 and fp64 work",
+                           "the optimizer cannot update %s weights yet; fp32 and fp64 work",
                            dtype_name(be->dtype));
     o->be = be;
     size_t size = dtype_size(be->acc), bytes = (size_t)o->count * size;
+    if (masters) arena_alloc(arena, bytes);
     char *m = arena_alloc(arena, bytes), *v = NULL;
     if (o->settings.kind == OPTIM_ADAM) v = arena_alloc(arena, bytes);
     if (o->partial_elements > 0)

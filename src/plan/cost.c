@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plan.h"
+#include "plan_impl.h"
 
 /* Layers that cannot be parted (the projector's) are measured together. */
 static int group_end(const struct stack *s, int layer) {
@@ -11,39 +11,39 @@ static int group_end(const struct stack *s, int layer) {
     return end;
 }
 
-static int group_cost(const struct stack *s, int first, int end, struct backend *be,
-                      const struct grid *grid, const struct microbatch *mb,
-                      struct layer_cost *out) {
-    struct stage st;
+void plan_stage_cost(struct stage *st, const struct microbatch *mb, struct layer_cost *out) {
+    struct grid *grid = grid_create_measuring(1, 1, 1, false, 0, 0, 0);
+    struct backend *be = backend_create_measuring(DTYPE_F32);
     struct arena life;
     struct pipeline_memory memory;
     struct pipeline_settings settings = {.micro_batches = 1};
-    TRY(stage_build(s, first, end, 1, 0, REPEAT_NOTHING, 0, &st));
     arena_init_measuring(&life, "life");
-    stage_allocate(&st, be, &life);
-    pipeline_measure(&st, be, grid, 1, 0, &settings, mb, &memory);
+    stage_allocate(st, be, &life);
+    pipeline_measure(st, be, grid, 1, 0, &settings, mb, &memory);
     *out = (struct layer_cost){memory.forward_flops, memory.backward_flops};
-    stage_free(&st);
+    backend_destroy(be);
+    grid_destroy(grid);
+}
+
+int plan_layer_costs(const struct stack *s, const struct microbatch *mb, enum recompute how,
+                     struct layer_cost *cost) {
+    enum recompute each = how == REPEAT_UNIFORM ? REPEAT_UNIFORM : REPEAT_NOTHING;
+    memset(cost, 0, (size_t)s->n_layers * sizeof *cost);
+    for (int i = 0; i < s->n_layers; i = group_end(s, i)) {
+        struct stage st;
+        TRY(stage_build(s, i, group_end(s, i), 1, 0, each, 1, &st));
+        plan_stage_cost(&st, mb, &cost[i]);
+        stage_free(&st);
+    }
     return 0;
 }
 
-int plan_layer_costs(const struct stack *s, const struct microbatch *mb, struct layer_cost *cost) {
-    struct grid *grid = grid_create_measuring(1, 1, 1, false, 0, 0, 0);
-    struct backend *be = backend_create_measuring(DTYPE_F32);
-    int rc = 0;
-    memset(cost, 0, (size_t)s->n_layers * sizeof *cost);
-    for (int i = 0; i < s->n_layers && rc == 0; i = group_end(s, i))
-        rc = group_cost(s, i, group_end(s, i), be, grid, mb, &cost[i]);
-    backend_destroy(be);
-    grid_destroy(grid);
-    return rc;
-}
-
-int plan_split(const struct stack *s, const struct microbatch *mb, int pp, int64_t *split) {
+int plan_split(const struct stack *s, const struct microbatch *mb, enum recompute how, int pp,
+               int64_t *split) {
     struct layer_cost *cost = xcalloc((size_t)s->n_layers, sizeof *cost);
     double *sum = xcalloc((size_t)s->n_layers, sizeof *sum);
     bool *allowed = xcalloc((size_t)s->n_layers + 1, sizeof *allowed);
-    int rc = plan_layer_costs(s, mb, cost);
+    int rc = plan_layer_costs(s, mb, how, cost);
     for (int i = 0; i < s->n_layers; i++) {
         sum[i] = cost[i].forward + cost[i].backward;
         allowed[i] = stack_cut_allowed(s, i);

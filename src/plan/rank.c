@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plan.h"
+#include "plan_impl.h"
 
 size_t rank_plan_life(const struct rank_plan *p) {
     return p->weights + p->gradients + p->tables + p->optimizer;
@@ -43,7 +43,7 @@ void plan_layout_from_config(const struct config *cfg, const int64_t *split,
                   .distributed = cfg->parallel.use_distributed_optimizer}};
 }
 
-static int first_layer(const struct plan_layout *l, int pp) {
+int plan_first_layer(const struct plan_layout *l, int pp) {
     int64_t first = 0;
     for (int i = 0; i < pp; i++) first += l->split[i];
     return (int)first;
@@ -109,7 +109,7 @@ int plan_rank(const struct stack *s, const struct plan_layout *layout, int tp, i
     out->tp = tp;
     out->pp = pp;
     out->dp = dp;
-    out->first = first_layer(layout, pp);
+    out->first = plan_first_layer(layout, pp);
     out->end = out->first + (int)layout->split[pp];
     struct stage st;
     TRY(stage_build(s, out->first, out->end, layout->tp, tp, layout->recompute,

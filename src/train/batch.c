@@ -5,8 +5,6 @@
 
 #include "train_impl.h"
 
-#define SCAN_LIMIT 20000000 /* samples looked at one by one for the largest micro-batch */
-
 /* A descriptor with room for any micro-batch of the data set. */
 struct descriptor {
     struct microbatch mb;
@@ -29,7 +27,6 @@ struct batcher {
     int64_t next_consumed;               /* where `next` begins, -1: nothing there */
     int64_t targets, tokens, images;     /* of the global batch of the step */
     int64_t filled;                      /* its micro-batches with targets */
-    struct microbatch *largest;
     int32_t *staging;
     size_t image_floats;
     double wait_seconds;
@@ -100,7 +97,6 @@ void batcher_destroy(struct batcher *b) {
     free(b->now);
     free(b->next);
     free(b->staging);
-    plan_microbatch_free(b->largest);
     sampler_destroy(b->sampler);
     free(b);
 }
@@ -150,63 +146,6 @@ static void describe(struct batcher *b, struct descriptor *d, int64_t step, int6
     d->mb.hash = microbatch_hash(&d->mb);
 }
 
-/* ---- the largest micro-batch --------------------------------------------------------------------- */
-struct sizes {
-    int64_t images, tokens, targets, max_segment;
-};
-
-static void sizes_add(struct sizes *to, const struct sample *s) {
-    to->images += s->n_images;
-    to->tokens += s->merged_len;
-    to->targets += s->n_targets;
-    if (s->merged_len > to->max_segment) to->max_segment = s->merged_len;
-}
-
-static void sizes_max(struct sizes *to, const struct sizes *s) {
-    if (s->images > to->images) to->images = s->images;
-    if (s->tokens > to->tokens) to->tokens = s->tokens;
-    if (s->targets > to->targets) to->targets = s->targets;
-    if (s->max_segment > to->max_segment) to->max_segment = s->max_segment;
-}
-
-static struct sizes scan_positions(struct batcher *b, int64_t consumed, int64_t samples) {
-    struct sizes most = {0};
-    for (int64_t at = 0; at < samples; at += b->s.micro_batch_size) {
-        struct sizes one = {0};
-        for (int64_t i = 0; i < b->s.micro_batch_size; i++) {
-            struct sample s;
-            dataset_sample(b->data, sampler_sample(b->sampler, consumed + at + i), &s);
-            sizes_add(&one, &s);
-        }
-        sizes_max(&most, &one);
-    }
-    return most;
-}
-
-/* Too many to look at: as if the largest values met in one micro-batch. */
-static struct sizes bound_sizes(const struct batcher *b) {
-    struct sizes most = {0};
-    for (int64_t i = 0; i < dataset_count(b->data); i++) {
-        struct sample s;
-        struct sizes one = {0};
-        dataset_sample(b->data, i, &s);
-        sizes_add(&one, &s);
-        sizes_max(&most, &one);
-    }
-    most.images *= b->s.micro_batch_size;
-    most.tokens *= b->s.micro_batch_size;
-    most.targets *= b->s.micro_batch_size;
-    return most;
-}
-
-const struct microbatch *batcher_largest(struct batcher *b, int64_t consumed, int64_t samples) {
-    struct sizes m = samples <= SCAN_LIMIT ? scan_positions(b, consumed, samples) : bound_sizes(b);
-    plan_microbatch_free(b->largest);
-    b->largest = plan_microbatch_sized(b->stack, b->s.micro_batch_size, m.images, m.tokens,
-                                       m.max_segment, m.targets);
-    return b->largest;
-}
-
 /* ---- steps ------------------------------------------------------------------------------------------ */
 static int64_t most_indices(const struct microbatch *mb) {
     int64_t n = mb->tokens;
@@ -240,11 +179,11 @@ static void build_step(struct batcher *b, struct descriptor *d, int64_t step, in
 static void count_global_batch(struct batcher *b, int64_t consumed) {
     b->targets = b->tokens = b->images = b->filled = 0;
     for (int64_t at = 0; at < b->s.global_batch_size; at += b->s.micro_batch_size) {
-        struct sizes one = {0};
+        struct batch_sizes one = {0};
         for (int64_t i = 0; i < b->s.micro_batch_size; i++) {
             struct sample s;
             dataset_sample(b->data, sampler_sample(b->sampler, consumed + at + i), &s);
-            sizes_add(&one, &s);
+            batch_sizes_add(&one, &s);
         }
         b->targets += one.targets;
         b->tokens += one.tokens;

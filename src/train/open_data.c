@@ -61,8 +61,7 @@ void train_data_settings(const struct config *c, struct data_settings *s) {
     s->mock_seed = (uint64_t)c->training.seed;
 }
 
-/* The tokenizer may set the vocabulary, and must fit it. */
-static int resolve_vocabulary(struct config *cfg) {
+int train_resolve_vocabulary(struct config *cfg) {
     if (cfg->data.data_format == FORMAT_MOCK) return 0;
     struct tokenizer *t;
     TRY(tokenizer_open(config_choice(cfg, &cfg->data.tokenizer_type), cfg->data.tokenizer_model,
@@ -81,7 +80,7 @@ static void progress(void *arg, int64_t done, int64_t total) {
 
 int train_prepare_data(struct config *cfg, bool force) {
     struct data_settings s;
-    TRY(resolve_vocabulary(cfg));
+    TRY(train_resolve_vocabulary(cfg));
     train_data_settings(cfg, &s);
     double last = clock_seconds();
     TRY(dir_make(s.cache_path));
@@ -94,7 +93,7 @@ int train_open_data(struct config *cfg, const struct grid *grid, struct dataset 
     int worst = comm_vote(grid_group(grid, GROUP_WORLD), rc);
     TRY(rc);
     TRY(worst);
-    TRY(resolve_vocabulary(cfg));
+    TRY(train_resolve_vocabulary(cfg));
     train_data_settings(cfg, &s);
     return dataset_open(&s, out);
 }

@@ -24,6 +24,7 @@ struct run {
     struct stage stage;
     struct arena life, step, scratch;
     struct batcher *batcher;
+    struct microbatch *largest;
     struct pipeline *pipeline;
     struct optim *optim;
     struct lr_schedule schedule;

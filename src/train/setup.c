@@ -6,17 +6,8 @@
 
 static const struct group *world(const struct run *r) { return grid_group(r->grid, GROUP_WORLD); }
 
-static int check_stack(const struct config *cfg) {
-    int rc = 0;
-    if (cfg->parallel.pipeline_dtype != CONFIG_UNSET &&
-        cfg->parallel.pipeline_dtype != PRECISION_FP32)
-        rc = config_raise(cfg, &cfg->parallel.pipeline_dtype,
-                          "the type at the cuts is the working type, fp32, in this version");
-    return rc;
-}
-
 /* The largest micro-batch decides memory; the step's samples do not depend on the layout. */
-static int setup_batches(struct run *r, const struct microbatch **largest) {
+static int setup_batches(struct run *r) {
     const struct config *c = r->cfg;
     const struct group *dp = grid_group(r->grid, GROUP_DP);
     struct batcher_settings s = {.micro_batch_size = c->training.micro_batch_size,
@@ -29,21 +20,8 @@ static int setup_batches(struct run *r, const struct microbatch **largest) {
                                  .run_key = rng_run_key(c->training.seed),
                                  .num_workers = (int)c->data.num_workers};
     TRY(batcher_create(&s, r->data, &r->stack, &r->batcher));
-    *largest = batcher_largest(r->batcher, 0,
-                               c->derived.train_iters * c->training.global_batch_size);
+    r->largest = train_largest_microbatch(c, r->data, &r->stack);
     return 0;
-}
-
-static int setup_split(struct run *r, const struct microbatch *largest) {
-    struct config *c = r->cfg;
-    int64_t pp = c->parallel.pipeline_model_parallel_size;
-    r->split = xcalloc((size_t)pp, sizeof *r->split);
-    if (c->parallel.split_spec.n > 0) {
-        memcpy(r->split, c->parallel.split_spec.v, (size_t)pp * sizeof *r->split);
-        return 0;
-    }
-    TRY(plan_split(&r->stack, largest, (int)pp, r->split));
-    return config_resolve_split(c, r->split, pp);
 }
 
 static int take_arena(struct run *r, struct arena *a, const char *name, size_t bytes) {
@@ -96,12 +74,13 @@ static int setup_optimizer(struct run *r) {
     return lr_schedule_check(&r->schedule, c->optimizer.lr, "[optimizer] lr");
 }
 
-static int setup_stage(struct run *r, const struct microbatch *largest) {
+static int setup_stage(struct run *r) {
     const struct group *pp = grid_group(r->grid, GROUP_PP), *tp = grid_group(r->grid, GROUP_TP);
     const struct group *dp = grid_group(r->grid, GROUP_DP);
     plan_layout_from_config(r->cfg, r->split, &r->layout);
-    TRY(plan_rank(&r->stack, &r->layout, group_rank(tp), group_rank(pp), group_rank(dp), largest,
+    TRY(plan_rank(&r->stack, &r->layout, group_rank(tp), group_rank(pp), group_rank(dp), r->largest,
                   &r->plan));
+    TRY(train_check_memory(r->cfg, &r->plan, group_rank(world(r))));
     TRY(take_memory(r));
     TRY(stage_build(&r->stack, r->plan.first, r->plan.end, group_size(tp), group_rank(tp),
                     r->layout.recompute, r->layout.recompute_layers, &r->stage));
@@ -111,8 +90,8 @@ static int setup_stage(struct run *r, const struct microbatch *largest) {
     TRY(pipeline_create(&r->stage, r->be, r->grid, group_size(pp), group_rank(pp),
                         &r->layout.pipeline, &r->plan.pipeline, &r->step, &r->scratch,
                         &r->pipeline));
-    batcher_attach(r->batcher, &r->stage, largest);
     replica_check_begin(r);
+    batcher_attach(r->batcher, &r->stage, r->largest);
     r->last_stage = group_rank(pp) == group_size(pp) - 1;
     r->result.loss_sum = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(double));
     r->result.loss_rows = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(int64_t));
@@ -152,14 +131,13 @@ static int write_used(struct run *r) {
 
 static int begin_on_grid(struct run *r) {
     struct config *c = r->cfg;
-    const struct microbatch *largest;
     TRY(agree(r, open_run_dir(r)));
     TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_host(), &r->be));
     TRY(train_open_data(c, r->grid, &r->data));
     TRY(agree(r, stack_build(c, &r->stack)));
-    TRY(agree(r, setup_batches(r, &largest)));
-    TRY(agree(r, setup_split(r, largest)));
-    TRY(agree(r, setup_stage(r, largest)));
+    TRY(agree(r, setup_batches(r)));
+    TRY(agree(r, train_split(c, &r->stack, r->largest, &r->split)));
+    TRY(agree(r, setup_stage(r)));
     TRY(agree(r, write_used(r)));
     report_plan(r);
     param_set_initialise(&r->stage.params, r->be, r->layout.pipeline.run_key);
@@ -177,7 +155,7 @@ int run_begin(struct run *r, struct config *cfg) {
     r->started = clock_seconds();
     r->last_saved = -1;
     r->first_rank = comm_world_rank() == 0;
-    TRY(check_stack(cfg));
+    TRY(train_check_stack(cfg));
     TRY(grid_create((int)cfg->parallel.tensor_model_parallel_size,
                     (int)cfg->parallel.pipeline_model_parallel_size,
                     cfg->parallel.use_tp_pp_dp_mapping,
@@ -191,6 +169,7 @@ void run_end(struct run *r) {
     pipeline_destroy(r->pipeline);
     optim_destroy(r->optim);
     batcher_destroy(r->batcher);
+    plan_microbatch_free(r->largest);
     stage_free(&r->stage);
     stack_free(&r->stack);
     if (r->data != NULL) dataset_close(r->data);

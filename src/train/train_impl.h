@@ -6,6 +6,12 @@
 #include "plan.h"
 #include "train.h"
 
+/* ---- what a micro-batch adds up to ---------------------------------------------------------- */
+struct batch_sizes {
+    int64_t images, tokens, targets, max_segment;
+};
+void batch_sizes_add(struct batch_sizes *to, const struct sample *s);
+
 /* ---- batches: from the data set's index to descriptors and tables ------------------------------ */
 struct batcher;
 struct batcher_settings {
@@ -18,8 +24,6 @@ struct batcher_settings {
 int batcher_create(const struct batcher_settings *settings, const struct dataset *data,
                    const struct stack *stack, struct batcher **out);
 void batcher_destroy(struct batcher *b);
-/* Component-wise largest micro-batch of steps [first, first + steps); owned by the batcher. */
-const struct microbatch *batcher_largest(struct batcher *b, int64_t consumed, int64_t samples);
 /* Says which stage's tables are wanted and takes the host buffers, for micro-batches up to
  * `largest`. */
 void batcher_attach(struct batcher *b, const struct stage *stage, const struct microbatch *largest);

@@ -1,0 +1,139 @@
+/* From a job file to its plan: the part that `train` and `check` share. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "train_impl.h"
+
+#define SCAN_LIMIT 20000000 /* samples looked at one by one for the largest micro-batch */
+
+int train_check_stack(const struct config *cfg) {
+    int working = cfg->training.bf16   ? PRECISION_BF16
+                  : cfg->training.fp16 ? PRECISION_FP16
+                                       : PRECISION_FP32;
+    const int *cuts = &cfg->parallel.pipeline_dtype;
+    if (*cuts == CONFIG_UNSET || *cuts == working) return 0;
+    return config_raise(cfg, cuts, "the type at the cuts is the working type, %s, in this version",
+                        working == PRECISION_BF16   ? "bf16"
+                        : working == PRECISION_FP16 ? "fp16"
+                                                    : "fp32");
+}
+
+/* ---- the largest micro-batch --------------------------------------------------------------------- */
+void batch_sizes_add(struct batch_sizes *to, const struct sample *s) {
+    to->images += s->n_images;
+    to->tokens += s->merged_len;
+    to->targets += s->n_targets;
+    if (s->merged_len > to->max_segment) to->max_segment = s->merged_len;
+}
+
+static void sizes_max(struct batch_sizes *to, const struct batch_sizes *s) {
+    if (s->images > to->images) to->images = s->images;
+    if (s->tokens > to->tokens) to->tokens = s->tokens;
+    if (s->targets > to->targets) to->targets = s->targets;
+    if (s->max_segment > to->max_segment) to->max_segment = s->max_segment;
+}
+
+static struct batch_sizes scan_positions(const struct dataset *data, struct sampler *order,
+                                         int64_t samples, int64_t per_batch) {
+    struct batch_sizes most = {0};
+    for (int64_t at = 0; at < samples; at += per_batch) {
+        struct batch_sizes one = {0};
+        for (int64_t i = 0; i < per_batch; i++) {
+            struct sample s;
+            dataset_sample(data, sampler_sample(order, at + i), &s);
+            batch_sizes_add(&one, &s);
+        }
+        sizes_max(&most, &one);
+    }
+    return most;
+}
+
+/* Too many to look at: as if the largest values met in one micro-batch. */
+static struct batch_sizes bound_sizes(const struct dataset *data, int64_t per_batch) {
+    struct batch_sizes most = {0};
+    for (int64_t i = 0; i < dataset_count(data); i++) {
+        struct sample s;
+        struct batch_sizes one = {0};
+        dataset_sample(data, i, &s);
+        batch_sizes_add(&one, &s);
+        sizes_max(&most, &one);
+    }
+    most.images *= per_batch;
+    most.tokens *= per_batch;
+    most.targets *= per_batch;
+    return most;
+}
+
+/* Micro-batches lie one behind the other in the order of samples, whatever the data size. */
+struct microbatch *train_largest_microbatch(const struct config *cfg, const struct dataset *data,
+                                            const struct stack *s) {
+    const struct config_training *t = &cfg->training;
+    int64_t per_batch = t->micro_batch_size;
+    if (data == NULL) return plan_microbatch_worst(s, per_batch, cfg->language.decoder_seq_length);
+    int64_t samples, most = SCAN_LIMIT;
+    bool few = !__builtin_mul_overflow(cfg->derived.train_iters, t->global_batch_size, &samples) &&
+               samples <= most;
+    struct batch_sizes m;
+    if (few) {
+        struct sampler *order =
+            sampler_create(dataset_count(data), rng_run_key(t->seed), cfg->data.shuffle);
+        m = scan_positions(data, order, samples, per_batch);
+        sampler_destroy(order);
+    } else {
+        m = bound_sizes(data, per_batch);
+    }
+    return plan_microbatch_sized(s, per_batch, m.images, m.tokens, m.max_segment, m.targets);
+}
+
+/* ---- the split ------------------------------------------------------------------------------------- */
+int train_split(struct config *cfg, const struct stack *s, const struct microbatch *largest,
+                int64_t **split) {
+    int64_t pp = cfg->parallel.pipeline_model_parallel_size;
+    *split = xcalloc((size_t)pp, sizeof **split);
+    if (cfg->parallel.split_spec.n > 0) {
+        memcpy(*split, cfg->parallel.split_spec.v, (size_t)pp * sizeof **split);
+        return 0;
+    }
+    struct plan_layout l;
+    plan_layout_from_config(cfg, *split, &l);
+    TRY(plan_split(s, largest, l.recompute, (int)pp, *split));
+    return config_resolve_split(cfg, *split, pp);
+}
+
+/* ---- the limit --------------------------------------------------------------------------------------- */
+/* The first three that this job has not used up. */
+static void remedies(const struct config *cfg, char *text, size_t size) {
+    const struct {
+        bool open;
+        const char *what;
+    } list[] = {
+        {cfg->training.recompute_granularity != RECOMPUTE_FULL, "recompute_granularity = full"},
+        {!cfg->parallel.use_distributed_optimizer && cfg->derived.data_parallel_size > 1,
+         "use_distributed_optimizer = true"},
+        {cfg->training.micro_batch_size > 1, "a smaller micro_batch_size"},
+        {true, "a larger pipeline_model_parallel_size"},
+        {true, "a larger tensor_model_parallel_size"},
+        {true, "a smaller decoder_seq_length"}};
+    int n = 0, used = 0;
+    for (size_t i = 0; i < sizeof list / sizeof *list && n < 3; i++)
+        if (list[i].open)
+            used += snprintf(text + used, size - (size_t)used, "%s%s",
+                             n == 0 ? "" : n == 2 ? ", or " : ", ", list[i].what), n++;
+}
+
+int train_check_memory(const struct config *cfg, const struct rank_plan *p, int rank) {
+    double limit = cfg->run.memory_limit_gib, gib = 1024.0 * 1024.0 * 1024.0;
+    double needed = (double)rank_plan_total(p) / gib;
+    if (limit <= 0 || needed <= limit) return 0;
+    char text[256];
+    remedies(cfg, text, sizeof text);
+    return config_raise(cfg, &cfg->run.memory_limit_gib,
+                        "rank %d (tensor %d, stage %d, layers %d..%d) needs %.3f GiB: weights %.3f, "
+                        "gradients %.3f, optimizer %.3f, tables %.3f, activations %.3f, messages "
+                        "%.3f, scratch %.3f, workspace %.3f; less is needed with %s",
+                        rank, p->tp, p->pp, p->first, p->end - 1, needed, (double)p->weights / gib,
+                        (double)p->gradients / gib, (double)p->optimizer / gib,
+                        (double)p->tables / gib, (double)p->activations / gib,
+                        (double)p->messages / gib, (double)p->scratch / gib,
+                        (double)p->workspace / gib, text);
+}

@@ -20,6 +20,12 @@ int h5_close(int rc, hid_t id, const char *what);
 
 hid_t h5_dtype(enum dtype t); /* type as stored; close it */
 hid_t h5_access(void);        /* file access list: serial, V110, strict close, aligned */
+/* Where a shard's bytes go: the descriptor is opened by H5Fcreate and left open; `error` is the first
+ * errno, which HDF5 never learns of (h5_driver.c). */
+struct outlet {
+    int fd, error;
+};
+hid_t h5_write_access(struct outlet *out); /* as h5_access; for creating, O_EXCL */
 hid_t h5_create_list(hid_t class_id); /* of file, group, dataset, type: no times, order tracked */
 
 int h5_put_text(hid_t at, const char *name, const char *value); /* NULL: "" */
@@ -34,7 +40,7 @@ int h5_get_integers(hid_t at, const char *name, int64_t *v, int n); /* exactly n
 struct shard {
     const char *path;
     hid_t file, group_list, bfloat16;
-    int fd; /* for fsync: opened before the first write */
+    struct outlet out;
 };
 struct shard_identity { /* of the checkpoint that is being written */
     const struct ckpt_manifest *m; /* uuids, created, step, layout */

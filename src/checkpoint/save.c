@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -108,6 +109,16 @@ static int make_folder(const struct save *s, int64_t bytes, const char *folder) 
                        strerror(errno));
 }
 
+/* A limit of this process (ulimit -f) is seen before the first byte is written. */
+static int check_file_limit(const struct save *s, int64_t bytes) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return 0;
+    if ((int64_t)limit.rlim_cur >= bytes) return 0;
+    return error_raise(EXIT_IO, "%s: a shard needs up to %lld bytes, files may have %lld here: see "
+                                "ulimit -f",
+                       s->tmp, (long long)bytes, (long long)limit.rlim_cur);
+}
+
 /* A tensor that several stages hold (the embedding tied to the head) belongs to the lowest one.
  * Collective over the pipeline group. */
 static bool *owned_by_earlier_stage(const struct ckpt_state *st) {
@@ -152,8 +163,9 @@ static int begin(struct save *s) {
     s->m->pp = group_size(grid_group(st->grid, GROUP_PP));
     s->m->writers = group_size(s->world);
     s->m->split_spec = xstrdup(st->split_spec ? st->split_spec : "");
-    int64_t bytes = 65536;
+    int64_t bytes = (1 << 20) + 65536; /* alignment and what describes the run */
     for (int64_t i = 0; i < s->part.n; i++) bytes += part_bytes(&s->part.part[i]) + 4096;
+    int64_t shard_bytes = bytes;
     comm_allreduce_i64(s->world, &bytes, 1, REDUCE_SUM);
     struct names names;
     make_names(s, &names);
@@ -164,6 +176,7 @@ static int begin(struct save *s) {
     memcpy(s->m->created, names.created, sizeof names.created);
     s->tmp = xasprintf("%s/%s", s->set->save, names.folder);
     s->id = (struct shard_identity){.m = s->m, .index = group_rank(s->world), .grid = st->grid};
+    TRY(check_file_limit(s, shard_bytes));
     return group_rank(s->world) == 0 ? make_folder(s, bytes, s->tmp) : 0;
 }
 

@@ -1,6 +1,5 @@
 /* One shard: the file, its groups, the blocks of tensors. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -45,19 +44,26 @@ static int commit_types(struct shard *s) {
     return h5_close(rc, group, "types");
 }
 
+static int check_outlet(const struct shard *s) {
+    if (!s->out.error) return 0;
+    H5Eclear2(H5E_DEFAULT);
+    return error_raise(exit_code_of_errno(s->out.error), "%s could not be written: %s", s->path,
+                       strerror(s->out.error));
+}
+
 int shard_create(struct shard *s, const char *path, const struct shard_identity *id,
                  const struct ckpt_settings *settings) {
-    *s = (struct shard){.path = path, .file = -1, .group_list = -1, .bfloat16 = -1, .fd = -1};
-    hid_t access = h5_access(), create = h5_create_list(H5P_FILE_CREATE);
+    *s = (struct shard){.path = path, .file = -1, .group_list = -1, .bfloat16 = -1};
+    s->out.fd = -1;
+    hid_t access = h5_write_access(&s->out), create = h5_create_list(H5P_FILE_CREATE);
     int rc = 0;
     s->group_list = h5_create_list(H5P_GROUP_CREATE);
     if (access < 0 || create < 0 || s->group_list < 0)
         rc = h5_error(EXIT_IO, "%s: property lists could not be made", path);
     if (!rc) s->file = H5Fcreate(path, H5F_ACC_EXCL, create, access);
-    if (!rc && s->file < 0) rc = h5_error(EXIT_CANT_CREATE, "%s could not be created", path);
-    if (!rc) s->fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (!rc && s->fd < 0)
-        rc = error_raise(EXIT_IO, "%s could not be opened: %s", path, strerror(errno));
+    if (!rc && s->file < 0 && !s->out.error)
+        rc = h5_error(EXIT_CANT_CREATE, "%s could not be created", path);
+    if (!rc) rc = check_outlet(s);
     rc = h5_close(rc, access, "list");
     rc = h5_close(rc, create, "list");
     if (!rc) rc = write_root(s, id, settings);
@@ -173,6 +179,7 @@ static int write_dataset(struct shard *s, hid_t group, const char *name, const s
     if (d < 0) rc = h5_error(EXIT_IO, "%s: dataset %s could not be made", s->path, b->dataset);
     if (!rc) rc = describe_block(d, p, t, b, crc32c(0, host, (size_t)b->bytes));
     if (!rc) rc = write_slices(d, type, b, host);
+    if (!rc) rc = check_outlet(s);
     if (!rc) {
         haddr_t at = H5Dget_offset(d);
         b->file_offset = (int64_t)at;
@@ -202,10 +209,11 @@ int shard_close(int rc, struct shard *s) {
     rc = h5_close(rc, s->bfloat16, "type");
     rc = h5_close(rc, s->group_list, "list");
     rc = h5_close(rc, s->file, s->path);
-    if (s->fd < 0) return rc;
-    if (fsync(s->fd) != 0 && !rc)
+    if (!rc) rc = check_outlet(s);
+    if (s->out.fd < 0) return rc;
+    if (fsync(s->out.fd) != 0 && !rc)
         rc = error_raise(EXIT_IO, "%s: fsync failed: %s", s->path, strerror(errno));
-    if (close(s->fd) != 0 && !rc)
+    if (close(s->out.fd) != 0 && !rc)
         rc = error_raise(EXIT_IO, "%s: close failed: %s", s->path, strerror(errno));
     return rc;
 }

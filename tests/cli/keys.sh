@@ -6,7 +6,7 @@ expect 64 'no command "trian"' "unknown command is named" "$STRATA" trian
 expect 0 '^  train ' "help lists the commands" "$STRATA" help
 expect 0 '^strata [0-9]+\.[0-9]+\.[0-9]+' "version" "$STRATA" version
 expect 64 'takes --template or --markdown' "keys with a wrong option" "$STRATA" keys --tempalte
-expect 0 'split_spec' "keys lists split_spec" "$STRATA" keys
+expect 0 '^ +split_spec ' "keys lists split_spec" "$STRATA" keys
 expect 0 '' "markdown" "$STRATA" keys --markdown
 yes "markdown has a table row per key" grep -q 'tensor_model_parallel_size' <<<"$out"
 

@@ -32,7 +32,7 @@ refuse 64 'at most 8 stages' "more stages than pieces" 9 "$(pp 9)"
 refuse 64 '3 ranks do not fill.*2 or 4 ranks' "ranks that are no multiple" 3 "$(pp 2)"
 refuse 64 '1 ranks? do not fill.*start 4 ranks' "fewer ranks than the model needs" 1 "$(pp 2)" parallel:tensor_model_parallel_size=2
 refuse 64 'global_batch_size.*12 or 18' "a global batch that data ranks do not divide" 3
-refuse 64 '[Tt]ensor|tensor_model_parallel_size' "more tensor ranks than key/value groups" 6 parallel:tensor_model_parallel_size=6
+refuse 64 'tensor_model_parallel_size = 6.*5 key/value heads' "more tensor ranks than key/value groups" 6 parallel:tensor_model_parallel_size=6
 
 # ---- data ---------------------------------------------------------------------------------------------------
 # A copy of the tiny data with one fault each.
@@ -67,7 +67,21 @@ refuse 66 'not_there\.model' "a tokenizer that is not there" 2 "data:tokenizer_m
 head -c 200 input/tiny/tokenizer.model >"$TEST_TMP/cut.model"
 refuse 65 'cut\.model' "a tokenizer cut short" 2 "data:tokenizer_model=$TEST_TMP/cut.model"
 refuse 64 'vocab_size.*tokenizer has [0-9]+ tokens' "a tokenizer of a larger vocabulary" 2 language:vocab_size=100
-refuse 73 'run_dir|cannot be|not a directory' "a run directory that cannot be made" 2 run:run_dir=/proc/none/run
+: >"$TEST_TMP/file"
+expect 73 "$TEST_TMP/file" "a run directory that cannot be made" mpirun -n 2 "$STRATA" train $tiny "run:run_dir=$TEST_TMP/file/run"
+
+# ---- a checkpoint of another run -------------------------------------------------------------------------------
+copy
+saved=(run:threads_per_rank=1 training:train_iters=4 "checkpoint:save=$TEST_TMP/ckpt")
+refuse 0 '' "a checkpoint is written" 1 "${saved[@]}"
+refuse 78 '^error: seed is 1234 in .* 99 in this job' "another seed than the checkpoint's" 2 "${saved[@]}" training:seed=99
+refuse 78 '^error: tensor model/language_model/layers/000/mlp/down_proj/weight is 60x100' "another model than the checkpoint's" 1 "${saved[@]}" language:ffn_hidden_size=104
+# The same pieces but for one letter: a vocabulary of equal size that means something else.
+LC_ALL=C sed 's/the/tqe/' input/tiny/tokenizer.model >"$TEST_TMP/other.model"
+refuse 78 '^error: the data set differs' "another vocabulary than the checkpoint's" 2 "${saved[@]}" "data:tokenizer_model=$TEST_TMP/other.model"
+refuse 78 'resume = never, but save = .* holds checkpoints' "resume = never on a folder in use" 1 "${saved[@]}" checkpoint:resume=never
+refuse 66 'nowhere' "load from a folder that is not there" 2 training:train_iters=4 "checkpoint:load=$TEST_TMP/nowhere"
+refuse 66 'resume = must' "resume = must without a checkpoint" 2 training:train_iters=4 checkpoint:resume=must "checkpoint:save=$TEST_TMP/empty"
 
 # ---- nobody is left behind -------------------------------------------------------------------------------------
 left=$(grep -lsa "$TEST_TMP" /proc/[0-9]*/cmdline | while read -r f; do

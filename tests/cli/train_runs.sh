@@ -5,7 +5,7 @@
 patience=$((patience * 3))
 header=iteration,consumed_samples,lm_loss,grad_norm,learning_rate,target_tokens,elapsed_ms,samples_per_s,tokens_per_s
 few="training:train_iters=6"
-decay="optimizer:lr_decay_iters=20"
+decay="optimizer:lr_decay_iters=20 run:threads_per_rank=1"
 
 # go NAME CODE RANKS OVERRIDES...: a run in its own folder $TEST_TMP/NAME
 go() {
@@ -47,13 +47,13 @@ same "split auto gives the same bits" one auto2
 yes "used.ini has auto resolved" grep -qE '^split_spec *= *[1-8],[1-8]' "$TEST_TMP/auto2/used.ini"
 
 # ---- stop, and go on ---------------------------------------------------------------------------------------
-save=("checkpoint:save=$TEST_TMP/ckpt" $decay)
-go part 0 2 training:train_iters=6 training:exit_interval=3 parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4 "${save[@]}"
+save="checkpoint:save=$TEST_TMP/ckpt $decay"
+go part 0 2 training:train_iters=6 training:exit_interval=3 parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4 $save
 yes "exit_interval stops at step 3" test "$(wc -l <"$TEST_TMP/part/metrics.csv")" = 4
 yes "and leaves a checkpoint" test -f "$TEST_TMP/ckpt/iter_0000003/manifest.json"
-go part 0 2 training:train_iters=6 training:exit_interval=1000 parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4 "${save[@]}"
+go part 0 2 training:train_iters=6 training:exit_interval=1000 parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4 $save
 same "the run that was stopped and resumed gives the same bits" one part
-go part 0 3 training:train_iters=6 parallel:pipeline_model_parallel_size=3 parallel:split_spec=2,3,4 "${save[@]}"
+go part 0 3 training:train_iters=6 parallel:pipeline_model_parallel_size=3 parallel:split_spec=2,3,4 $save
 yes "a finished run has nothing left to do" test "$(wc -l <"$TEST_TMP/part/metrics.csv")" = 7
 
 touch "$TEST_TMP/one/STOP"

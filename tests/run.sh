@@ -4,7 +4,7 @@
 #   tests/run.sh [--build DIR] [--timeout SECONDS] [--require-clang] [--list] [PROGRAM ...]
 #
 # Without PROGRAM: every tests/{unit,op,mpi,equal}/test_*.c (built below DIR) and every
-# tests/{lint,cli}/*.sh. A PROGRAM is such a .c or .sh file.
+# tests/{lint,equal,cli}/*.sh. A PROGRAM is such a .c or .sh file.
 #
 # A program is judged by its lines and by its exit code:
 #   cmocka's "[       OK ] name", "[  FAILED  ] name", "[  SKIPPED ] name"; or
@@ -46,7 +46,7 @@ fi
 
 programs_all() {
     ls tests/lint/*.sh tests/unit/test_*.c tests/op/test_*.c tests/mpi/test_*.c \
-        tests/equal/test_*.c tests/cli/*.sh 2>/dev/null
+        tests/equal/test_*.c tests/equal/*.sh tests/cli/*.sh 2>/dev/null
 }
 if [ $# -eq 0 ]; then
     mapfile -t programs < <(programs_all)

@@ -76,7 +76,8 @@ char *dataset_index_path(const struct data_settings *s); /* free() it; NULL afte
 
 /* Builds the index unless it is there and its source (names, sizes, times) did not change; force
  * builds it anyway. One process calls it (rank 0), the others wait outside. progress may be NULL;
- * it is called from the calling thread with samples done of total. Errors name record, id, file. */
+ * it is called from the calling thread with units of work done of those known by now (records,
+ * then images too). Errors name record, id, file. */
 int dataset_prepare(const struct data_settings *s, bool force,
                     void (*progress)(void *arg, int64_t done, int64_t total), void *arg);
 

@@ -1,0 +1,81 @@
+/* What `strata check` points out though it is no error. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "check_impl.h"
+
+#define UNEVEN 1.02 /* largest share of a tensor group / mean */
+
+static double rank_flops(const struct rank_plan *p) {
+    return p->pipeline.forward_flops + p->pipeline.backward_flops;
+}
+
+static void warn_uneven_shares(struct check_report *r) {
+    const struct plan_layout *l = &r->layout;
+    for (int pp = 0; pp < l->pp; pp++) {
+        double most = 0, sum = 0;
+        for (int tp = 0; tp < l->tp; tp++) {
+            double one = rank_flops(&r->rank[check_rank_at(r, tp, pp, 0)]);
+            most = one > most ? one : most;
+            sum += one;
+        }
+        if (sum > 0 && most * l->tp > UNEVEN * sum)
+            check_warn(r, "stage %d: the tensor ranks' shares are uneven, the largest is %.2f times "
+                       "the mean; heads, key/value groups and widths that %d divides would be even",
+                       pp, most * l->tp / sum, l->tp);
+    }
+}
+
+static bool holds_checkpoint(const char *folder) {
+    if (folder == NULL) return false;
+    char *path = xasprintf("%s/latest_checkpointed_iteration.txt", folder);
+    bool there = access(path, F_OK) == 0;
+    free(path);
+    return there;
+}
+
+static bool starts_from_weights(const struct config *c) {
+    if (c->checkpoint.pretrained_checkpoint != NULL) return true;
+    if (c->checkpoint.resume == RESUME_NEVER) return false;
+    return holds_checkpoint(c->checkpoint.save) || holds_checkpoint(c->checkpoint.load);
+}
+
+static void warn_frozen_random(struct check_report *r) {
+    const struct config *c = r->cfg;
+    const struct {
+        bool frozen;
+        const char *what, *key;
+    } part[] = {{c->vision.freeze_vit, "vision tower", "freeze_ViT"},
+                {c->projector.freeze_vision_projection, "projector", "freeze_vision_projection"},
+                {c->language.freeze_lm, "language model", "freeze_LM"}};
+    if (starts_from_weights(c)) return;
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++)
+        if (part[i].frozen)
+            check_warn(r, "NOTICE: the %s is frozen (%s) and nothing is loaded into it: it would "
+                       "stay at its RANDOM first weights for the whole run", part[i].what,
+                       part[i].key);
+}
+
+static void warn_missing_files(struct check_report *r) {
+    const struct config_data *d = &r->cfg->data;
+    if (d->data_format == FORMAT_MOCK) return;
+    if (access(d->data_path, F_OK) != 0)
+        check_warn(r, "there is no data_path %s yet", d->data_path);
+    if (d->image_folder != NULL && access(d->image_folder, F_OK) != 0)
+        check_warn(r, "there is no image_folder %s yet", d->image_folder);
+}
+
+/* check plans what this program may be unable to train; then it says so. */
+static void warn_untrainable(struct check_report *r) {
+    if (config_check_trainable(r->cfg) == 0) return;
+    check_warn(r, "this program cannot train it: %s", error_text());
+    error_clear();
+}
+
+void check_find_warnings(struct check_report *r) {
+    warn_frozen_random(r);
+    warn_uneven_shares(r);
+    warn_missing_files(r);
+    warn_untrainable(r);
+}

@@ -11,20 +11,25 @@ static double rank_flops(const struct rank_plan *p) {
     return p->pipeline.forward_flops + p->pipeline.backward_flops;
 }
 
-static void warn_uneven_shares(struct check_report *r) {
-    const struct plan_layout *l = &r->layout;
-    for (int pp = 0; pp < l->pp; pp++) {
-        double most = 0, sum = 0;
-        for (int tp = 0; tp < l->tp; tp++) {
-            double one = rank_flops(&r->rank[check_rank_at(r, tp, pp, 0)]);
-            most = one > most ? one : most;
-            sum += one;
-        }
-        if (sum > 0 && most * l->tp > UNEVEN * sum)
-            check_warn(r, "stage %d: the tensor ranks' shares are uneven, the largest is %.2f times "
-                       "the mean; heads, key/value groups and widths that %d divides would be even",
-                       pp, most * l->tp / sum, l->tp);
+/* Largest share of the tensor group of a stage / mean. */
+static double unevenness(const struct check_report *r, int pp) {
+    double most = 0, sum = 0;
+    for (int tp = 0; tp < r->layout.tp; tp++) {
+        double one = rank_flops(&r->rank[check_rank_at(r, tp, pp, 0)]);
+        most = one > most ? one : most;
+        sum += one;
     }
+    return sum > 0 ? most * r->layout.tp / sum : 1;
+}
+
+static void warn_uneven_shares(struct check_report *r) {
+    int worst = 0;
+    for (int pp = 1; pp < r->layout.pp; pp++)
+        if (unevenness(r, pp) > unevenness(r, worst)) worst = pp;
+    if (unevenness(r, worst) > UNEVEN)
+        check_warn(r, "the tensor ranks' shares are uneven, most so on stage %d: the largest is "
+                   "%.2f times the mean; heads, key/value groups and widths that %d divides are "
+                   "even", worst, unevenness(r, worst), r->layout.tp);
 }
 
 static bool holds_checkpoint(const char *folder) {

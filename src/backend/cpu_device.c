@@ -88,32 +88,6 @@ void synchronize_cpu(struct backend *be) {
     (void)be;
 }
 
-/* ---- OpenBLAS ------------------------------------------------------------------------------ */
-
-/* Entry points of OpenBLAS builds that choose their kernels at run time; absent in others. */
-extern void gotoblas_dynamic_init(void) __attribute__((weak));
-extern void gotoblas_dynamic_quit(void) __attribute__((weak));
-
-/* OpenBLAS up to 0.3.21 knows processors by their model numbers and gives one it has not met its
- * AVX2 kernels even if it has AVX-512: half the speed on Zen 5. Ask for the AVX-512 kernels then, as
- * the user could with OPENBLAS_CORETYPE; if that is set, it is respected. */
-static void openblas_choose_kernels(void) {
-#if defined(__x86_64__)
-    const char *core = openblas_get_corename();
-    bool avx2_only = !strcmp(core, "Haswell") || !strcmp(core, "Zen");
-    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512cd");
-    if (!avx2_only || !avx512 || getenv("OPENBLAS_CORETYPE") || !gotoblas_dynamic_init ||
-        !gotoblas_dynamic_quit)
-        return;
-    setenv("OPENBLAS_CORETYPE", "SkylakeX", 1);
-    gotoblas_dynamic_quit();
-    gotoblas_dynamic_init();
-    unsetenv("OPENBLAS_CORETYPE");
-#endif
-}
-
 /* ---- creation ------------------------------------------------------------------------------ */
 
 int backend_create_cpu(enum dtype dtype, int threads, int ranks_on_host, struct backend **be) {
@@ -132,7 +106,6 @@ int backend_create_cpu(enum dtype dtype, int threads, int ranks_on_host, struct 
     const struct backend_ops *ops = dtype == DTYPE_F32 ? backend_ops_cpu32() : backend_ops_cpu64();
     backend_check_table(ops);
     /* Its own threads would divide sums by their number. */
-    openblas_choose_kernels();
     openblas_set_num_threads(1);
 
     struct cpu_state *state = xcalloc(1, sizeof *state);

@@ -69,12 +69,13 @@ static inline int64_t least(int64_t x, int64_t y) {
 static inline void keep_factors(const struct attention_run *run, const struct segment *s,
                                 int64_t head, int64_t i, int64_t k0, int64_t n, real *factor) {
     const struct attention *a = run->a;
-    uint32_t word[DROP_BATCH];
+    uint32_t word[DROP_BATCH], below = run->drop_below;
+    real kept = run->keep_factor;
     for (int64_t j = 0; j < n; j += DROP_BATCH) {
         drop_words(a->drop_key, (uint32_t)(k0 + j), (uint32_t)i, (uint32_t)a->drop_sample[s->index],
                    (uint32_t)(a->first_head + head), word);
-        EACH (int l = 0; l < DROP_BATCH; l++)
-            factor[j + l] = word[l] < run->drop_below ? 0 : run->keep_factor;
+        real *to = factor + j;
+        EACH (int l = 0; l < DROP_BATCH; l++) to[l] = word[l] < below ? 0 : kept;
     }
 }
 

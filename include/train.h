@@ -20,8 +20,6 @@ int train_prepare_data(struct config *cfg, bool force);
 int train_resolve_vocabulary(struct config *cfg);
 
 /* ---- the plan of a job, without MPI (config_check_world was called) ------------------------------- */
-/* What a checked job file may say and this version cannot build. */
-int train_check_stack(const struct config *cfg);
 /* The largest micro-batch of the run, each count on its own, from the data set's index; data NULL:
  * plan_microbatch_worst. Free with plan_microbatch_free. */
 struct microbatch *train_largest_microbatch(const struct config *cfg, const struct dataset *data,

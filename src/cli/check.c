@@ -33,8 +33,10 @@ struct options {
 
 static int read_ranks(const char *text, int64_t *ranks) {
     if (text != NULL && parse_int64(text, ranks) && *ranks >= 1 && *ranks <= RANKS_MAX) return 0;
-    return error_raise(EXIT_USAGE, "strata check: --ranks takes a whole number from 1 to %d, not "
-                       "\"%s\"", RANKS_MAX, text == NULL ? "" : text);
+    return error_raise(EXIT_USAGE,
+                       "strata check: --ranks takes a whole number from 1 to %d, not "
+                       "\"%s\"",
+                       RANKS_MAX, text == NULL ? "" : text);
 }
 
 static int read_options(int argc, char **argv, struct options *o) {
@@ -90,8 +92,10 @@ static int find_vocabulary(struct check_report *r) {
     if (c->data.data_format == FORMAT_MOCK) return 0;
     if (access(model, F_OK) == 0) return train_resolve_vocabulary(c);
     if (c->language.vocab_size <= 0)
-        return error_raise(EXIT_NO_INPUT, "the size of the vocabulary is not known: there is no "
-                           "tokenizer_model %s, and [language] vocab_size is not set", model);
+        return error_raise(EXIT_NO_INPUT,
+                           "the size of the vocabulary is not known: there is no "
+                           "tokenizer_model %s, and [language] vocab_size is not set",
+                           model);
     check_warn(r, "there is no tokenizer_model %s yet; vocab_size = %lld is taken as it is", model,
                (long long)c->language.vocab_size);
     return 0;
@@ -128,13 +132,11 @@ static void plan_cuts(struct check_report *r) {
         struct stream stream[STREAMS_MAX];
         int cut = r->stage[pp].end;
         int n = boundary_streams(&r->stack, cut, r->largest, 1, 0, r->layout.dtype, stream);
-        for (int i = 0; i < n; i++)
-            r->cut[r->n_cuts++] = (struct cut_plan){cut, pp, stream[i]};
+        for (int i = 0; i < n; i++) r->cut[r->n_cuts++] = (struct cut_plan){cut, pp, stream[i]};
     }
 }
 
 static int make_plan(struct check_report *r) {
-    TRY(train_check_stack(r->cfg));
     TRY(find_vocabulary(r));
     find_data(r);
     TRY(stack_build(r->cfg, &r->stack));

@@ -4,7 +4,7 @@
 
 #include "cli_impl.h"
 
-struct cut_plan { /* one stream of one cut of the split, all rows of a data rank */
+struct cut_plan {  /* one stream of one cut of the split, all rows of a data rank */
     int cut, from; /* stages from -> from + 1 */
     struct stream stream;
 };
@@ -17,7 +17,7 @@ struct check_report {
     bool split_auto;
     int64_t *split;
     struct plan_layout layout;
-    struct grid *grid;       /* measuring; for world ranks */
+    struct grid *grid;        /* measuring; for world ranks */
     struct stage_plan *stage; /* [pp] */
     struct step_plan step;
     struct rank_plan *rank; /* [n_ranks], by world rank */

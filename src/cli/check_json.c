@@ -152,8 +152,7 @@ static void put_report(struct json *o, const struct check_report *r) {
     put_text(o, "assumption", r->data != NULL ? "index" : "worst_case");
     json_set(o, "largest_micro_batch", micro_batch_json(r->largest));
     struct json *warnings = json_new_array();
-    for (int i = 0; i < r->n_warnings; i++)
-        json_append(warnings, json_new_string(r->warning[i]));
+    for (int i = 0; i < r->n_warnings; i++) json_append(warnings, json_new_string(r->warning[i]));
     json_set(o, "warnings", warnings);
 }
 

@@ -18,17 +18,18 @@ static double gflop(double flops) {
 static void print_job(const struct check_report *r, FILE *to) {
     const struct stack *s = &r->stack;
     const struct config *c = r->cfg;
-    fprintf(to, "model    %s, %d layers = %d vision + %d projector + %d language; %" PRId64
+    fprintf(to,
+            "model    %s, %d layers = %d vision + %d projector + %d language; %" PRId64
             " parameters, %" PRId64 " trained; %s on %s\n",
             s->family->name, s->n_layers, s->kind_count[LAYER_VISION],
             s->kind_count[LAYER_PROJECTOR], s->kind_count[LAYER_LANGUAGE], s->n_parameters,
             s->n_trainable, dtype_name(r->layout.dtype), config_choice(c, &c->run.device));
     fprintf(to, "ranks    %d = tensor %d x pipeline %d x data %d; split_spec = ", r->n_ranks,
             r->layout.tp, r->layout.pp, r->layout.dp);
-    for (int i = 0; i < r->layout.pp; i++)
-        fprintf(to, "%s%" PRId64, i > 0 ? "," : "", r->split[i]);
+    for (int i = 0; i < r->layout.pp; i++) fprintf(to, "%s%" PRId64, i > 0 ? "," : "", r->split[i]);
     fprintf(to, "%s\n", r->split_auto ? " (auto)" : "");
-    fprintf(to, "steps    %" PRId64 " of %" PRId64 " samples: %d micro-batches of %" PRId64
+    fprintf(to,
+            "steps    %" PRId64 " of %" PRId64 " samples: %d micro-batches of %" PRId64
             " on each data rank\n",
             c->derived.train_iters, c->training.global_batch_size, r->layout.pipeline.micro_batches,
             c->training.micro_batch_size);
@@ -36,7 +37,8 @@ static void print_job(const struct check_report *r, FILE *to) {
 
 static void print_micro_batch(const struct check_report *r, FILE *to) {
     const struct microbatch *mb = r->largest;
-    fprintf(to, "planned  for the largest micro-batch: %" PRId64 " images, %" PRId64
+    fprintf(to,
+            "planned  for the largest micro-batch: %" PRId64 " images, %" PRId64
             " merged rows (longest sample %" PRId64 "), %" PRId64 " targets\n",
             mb->tiles, mb->tokens, mb->max_segment, mb->targets);
     if (r->data != NULL)
@@ -44,7 +46,7 @@ static void print_micro_batch(const struct check_report *r, FILE *to) {
                 dataset_count(r->data));
     else
         fprintf(to, "         ASSUMED, since the data set has no index yet: every sample has one "
-                "image and fills decoder_seq_length\n");
+                    "image and fills decoder_seq_length\n");
 }
 
 /* ---- the layout, drawn ----------------------------------------------------------------------------- */
@@ -72,8 +74,7 @@ static void print_stage_ranks(const struct check_report *r, int pp, FILE *to) {
         if (dp >= ROWS_MAX / 8 && dp + 1 < r->layout.dp) continue;
         if (dp >= ROWS_MAX / 8) fprintf(to, "  |        ...\n");
         fprintf(to, "  |        dp %d: rank", dp);
-        for (int tp = 0; tp < r->layout.tp; tp++)
-            fprintf(to, " %d", check_rank_at(r, tp, pp, dp));
+        for (int tp = 0; tp < r->layout.tp; tp++) fprintf(to, " %d", check_rank_at(r, tp, pp, dp));
         fprintf(to, "\n");
     }
 }
@@ -110,9 +111,9 @@ static void print_stages(const struct check_report *r, FILE *to) {
         most = one > most ? one : most;
     }
     fprintf(to, "\nstages (GFLOP of the largest micro-batch over all tensor ranks; backward as the "
-            "frozen parts and recomputation have it, that of the head in its forward)\n");
+                "frozen parts and recomputation have it, that of the head in its forward)\n");
     fprintf(to, "  stage     parameters        trained      forward     backward  of slowest  "
-            "in flight   idle\n");
+                "in flight   idle\n");
     for (int i = 0; i < r->layout.pp; i++) {
         const struct stage_plan *s = &r->stage[i];
         fprintf(to, "  %5d %14" PRId64 " %14" PRId64 " %12.2f %12.2f %10.1f%% %10d %5.1f%%\n", i,
@@ -120,14 +121,16 @@ static void print_stages(const struct check_report *r, FILE *to) {
                 most > 0 ? 100 * (s->cost.forward + s->cost.backward) / most : 0, s->in_flight,
                 100 * s->idle);
     }
-    fprintf(to, "  imbalance %.3f (slowest stage / mean); simulated step %.2f GFLOP per stage, "
+    fprintf(to,
+            "  imbalance %.3f (slowest stage / mean); simulated step %.2f GFLOP per stage, "
             "bubble %.1f %% (schedule %s, messages not counted)\n",
             r->step.imbalance, gflop(r->step.makespan), 100 * r->step.bubble,
             config_choice(r->cfg, &r->cfg->parallel.schedule));
 }
 
 static void print_rank(const struct rank_plan *p, int rank, FILE *to) {
-    fprintf(to, "  %5d %3d %3d %3d %3d..%-3d %10.2f %10.2f %10.2f %8.2f %11.2f %9.2f %9.2f %9.2f "
+    fprintf(to,
+            "  %5d %3d %3d %3d %3d..%-3d %10.2f %10.2f %10.2f %8.2f %11.2f %9.2f %9.2f %9.2f "
             "%11.2f\n",
             rank, p->tp, p->pp, p->dp, p->first, p->end - 1, mib(p->weights), mib(p->gradients),
             mib(p->optimizer), mib(p->tables), mib(p->activations), mib(p->messages),
@@ -139,13 +142,13 @@ static void print_memory(const struct check_report *r, FILE *to) {
     int most = 0;
     fprintf(to, "\nmemory per rank (MiB; what train takes before its first step)\n");
     fprintf(to, "   rank  tp  pp  dp  layers     weights  gradients  optimizer   tables activations"
-            "  messages   scratch workspace       total\n");
+                "  messages   scratch workspace       total\n");
     for (int i = 0; i < r->n_ranks; i++) {
         if (rank_plan_total(&r->rank[i]) > rank_plan_total(&r->rank[most])) most = i;
         if (i < ROWS_MAX) print_rank(&r->rank[i], i, to);
     }
-    if (r->n_ranks > ROWS_MAX) fprintf(to, "  and %d ranks more; --json has all\n",
-                                       r->n_ranks - ROWS_MAX);
+    if (r->n_ranks > ROWS_MAX)
+        fprintf(to, "  and %d ranks more; --json has all\n", r->n_ranks - ROWS_MAX);
     fprintf(to, "  most: rank %d, %.3f GiB", most, mib(rank_plan_total(&r->rank[most])) / 1024);
     if (limit > 0)
         fprintf(to, " of memory_limit_gib = %g\n", limit);

@@ -27,9 +27,11 @@ static void warn_uneven_shares(struct check_report *r) {
     for (int pp = 1; pp < r->layout.pp; pp++)
         if (unevenness(r, pp) > unevenness(r, worst)) worst = pp;
     if (unevenness(r, worst) > UNEVEN)
-        check_warn(r, "the tensor ranks' shares are uneven, most so on stage %d: the largest is "
+        check_warn(r,
+                   "the tensor ranks' shares are uneven, most so on stage %d: the largest is "
                    "%.2f times the mean; heads, key/value groups and widths that %d divides are "
-                   "even", worst, unevenness(r, worst), r->layout.tp);
+                   "even",
+                   worst, unevenness(r, worst), r->layout.tp);
 }
 
 static bool holds_checkpoint(const char *folder) {
@@ -57,9 +59,10 @@ static void warn_frozen_random(struct check_report *r) {
     if (starts_from_weights(c)) return;
     for (size_t i = 0; i < sizeof part / sizeof *part; i++)
         if (part[i].frozen)
-            check_warn(r, "NOTICE: the %s is frozen (%s) and nothing is loaded into it: it would "
-                       "stay at its RANDOM first weights for the whole run", part[i].what,
-                       part[i].key);
+            check_warn(r,
+                       "NOTICE: the %s is frozen (%s) and nothing is loaded into it: it would "
+                       "stay at its RANDOM first weights for the whole run",
+                       part[i].what, part[i].key);
 }
 
 static void warn_missing_files(struct check_report *r) {

@@ -46,9 +46,8 @@ void group_reserve(const struct group *g, struct backend *be, size_t bytes) {
 static void check_pair(const struct group *g, const struct tensor *local,
                        const struct tensor *full) {
     bool sums = full->dtype == DTYPE_F32 || full->dtype == DTYPE_F64;
-    CHECK(local->dtype == full->dtype && (sums || g->grid->measuring),
-          "group %s: %s against %s", group_name(g), dtype_name(local->dtype),
-          dtype_name(full->dtype));
+    CHECK(local->dtype == full->dtype && (sums || g->grid->measuring), "group %s: %s against %s",
+          group_name(g), dtype_name(local->dtype), dtype_name(full->dtype));
     CHECK(tensor_contiguous(local) && tensor_contiguous(full), "group %s: a column slice",
           group_name(g));
 }

@@ -65,9 +65,13 @@ struct microbatch *plan_microbatch_sized(const struct stack *s, int64_t samples,
         cu[i + 1] = cu[i] + (left < max_segment ? left : max_segment);
     }
     cu[samples] = tokens;
-    *mb = (struct microbatch){.samples = samples, .images = images, .tiles = images,
+    *mb = (struct microbatch){.samples = samples,
+                              .images = images,
+                              .tiles = images,
                               .image_rows = images * (vision_patches(v) + (v->drop_class ? 0 : 1)),
-                              .tokens = tokens, .targets = targets, .max_segment = max_segment,
+                              .tokens = tokens,
+                              .targets = targets,
+                              .max_segment = max_segment,
                               .cu_tokens = cu};
     return mb;
 }

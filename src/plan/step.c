@@ -34,8 +34,11 @@ static int simulate(const struct plan_layout *l, const struct schedule *list,
         forward[r] = stage[r].cost.forward;
         backward[r] = stage[r].cost.backward;
     }
-    struct schedule_cost cost = {.n_mb = 1, .forward = forward, .backward = backward,
-                                 .act = number + 3 * P, .grad = number + 4 * P};
+    struct schedule_cost cost = {.n_mb = 1,
+                                 .forward = forward,
+                                 .backward = backward,
+                                 .act = number + 3 * P,
+                                 .grad = number + 4 * P};
     int rc = schedule_simulate(P, M, list, &cost, &step->makespan, idle);
     double work = 0, slowest = 0;
     for (int r = 0; r < P; r++) {

@@ -6,18 +6,6 @@
 
 #define SCAN_LIMIT 20000000 /* samples looked at one by one for the largest micro-batch */
 
-int train_check_stack(const struct config *cfg) {
-    int working = cfg->training.bf16   ? PRECISION_BF16
-                  : cfg->training.fp16 ? PRECISION_FP16
-                                       : PRECISION_FP32;
-    const int *cuts = &cfg->parallel.pipeline_dtype;
-    if (*cuts == CONFIG_UNSET || *cuts == working) return 0;
-    return config_raise(cfg, cuts, "the type at the cuts is the working type, %s, in this version",
-                        working == PRECISION_BF16   ? "bf16"
-                        : working == PRECISION_FP16 ? "fp16"
-                                                    : "fp32");
-}
-
 /* ---- the largest micro-batch --------------------------------------------------------------------- */
 void batch_sizes_add(struct batch_sizes *to, const struct sample *s) {
     to->images += s->n_images;
@@ -118,7 +106,11 @@ static void remedies(const struct config *cfg, char *text, size_t size) {
     for (size_t i = 0; i < sizeof list / sizeof *list && n < 3; i++)
         if (list[i].open)
             used += snprintf(text + used, size - (size_t)used, "%s%s",
-                             n == 0 ? "" : n == 2 ? ", or " : ", ", list[i].what), n++;
+                             n == 0   ? ""
+                             : n == 2 ? ", or "
+                                      : ", ",
+                             list[i].what),
+                n++;
 }
 
 int train_check_memory(const struct config *cfg, const struct rank_plan *p, int rank) {
@@ -127,13 +119,13 @@ int train_check_memory(const struct config *cfg, const struct rank_plan *p, int 
     if (limit <= 0 || needed <= limit) return 0;
     char text[256];
     remedies(cfg, text, sizeof text);
-    return config_raise(cfg, &cfg->run.memory_limit_gib,
-                        "rank %d (tensor %d, stage %d, layers %d..%d) needs %.3f GiB: weights %.3f, "
-                        "gradients %.3f, optimizer %.3f, tables %.3f, activations %.3f, messages "
-                        "%.3f, scratch %.3f, workspace %.3f; less is needed with %s",
-                        rank, p->tp, p->pp, p->first, p->end - 1, needed, (double)p->weights / gib,
-                        (double)p->gradients / gib, (double)p->optimizer / gib,
-                        (double)p->tables / gib, (double)p->activations / gib,
-                        (double)p->messages / gib, (double)p->scratch / gib,
-                        (double)p->workspace / gib, text);
+    return config_raise(
+        cfg, &cfg->run.memory_limit_gib,
+        "rank %d (tensor %d, stage %d, layers %d..%d) needs %.3f GiB: weights %.3f, "
+        "gradients %.3f, optimizer %.3f, tables %.3f, activations %.3f, messages "
+        "%.3f, scratch %.3f, workspace %.3f; less is needed with %s",
+        rank, p->tp, p->pp, p->first, p->end - 1, needed, (double)p->weights / gib,
+        (double)p->gradients / gib, (double)p->optimizer / gib, (double)p->tables / gib,
+        (double)p->activations / gib, (double)p->messages / gib, (double)p->scratch / gib,
+        (double)p->workspace / gib, text);
 }

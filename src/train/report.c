@@ -14,20 +14,30 @@
 
 static double mib(size_t bytes) { return (double)bytes / (1024.0 * 1024.0); }
 
-static void report_rank(const struct rank_plan *p, int rank) {
+/* The plan of a rank, and what its arenas have really handed out before the first step. */
+struct rank_memory {
+    struct rank_plan plan;
+    size_t life, step;
+};
+
+static void report_rank(const struct rank_memory *m, int rank) {
+    const struct rank_plan *p = &m->plan;
     log_info("  rank %3d  tp %d pp %d dp %d  layers %2d..%2d  weights %.1f gradients %.1f states "
-             "%.1f tables %.1f activations %.1f messages %.1f scratch %.1f workspace %.1f = %.1f MiB",
+             "%.1f tables %.1f activations %.1f messages %.1f scratch %.1f workspace %.1f = %.1f MiB"
+             " (without the last two %zu bytes, taken %zu)",
              rank, p->tp, p->pp, p->dp, p->first, p->end - 1, mib(p->weights), mib(p->gradients),
              mib(p->optimizer), mib(p->tables), mib(p->activations), mib(p->messages),
-             mib(p->scratch), mib(p->workspace), mib(rank_plan_total(p)));
+             mib(p->scratch), mib(p->workspace), mib(rank_plan_total(p)),
+             rank_plan_life(p) + rank_plan_step(p), m->life + m->step);
 }
 
 void report_plan(const struct run *r) {
     const struct config *c = r->cfg;
     const struct group *world = grid_group(r->grid, GROUP_WORLD);
     int n = group_size(world);
-    struct rank_plan *all = xcalloc((size_t)n, sizeof *all);
-    comm_gather(world, &r->plan, sizeof r->plan, all);
+    struct rank_memory *all = xcalloc((size_t)n, sizeof *all);
+    struct rank_memory mine = {r->plan, r->life.peak, r->step.peak};
+    comm_gather(world, &mine, sizeof mine, all);
     log_info("strata %s: %s, %" PRId64 " parameters, %" PRId64 " trained, %d layers = %d vision + "
              "%d projector + %d language, fp32 on cpu, %d threads per rank",
              STRATA_VERSION, r->stack.family->name, r->stack.n_parameters, r->stack.n_trainable,

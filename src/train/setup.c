@@ -155,7 +155,6 @@ int run_begin(struct run *r, struct config *cfg) {
     r->started = clock_seconds();
     r->last_saved = -1;
     r->first_rank = comm_world_rank() == 0;
-    TRY(train_check_stack(cfg));
     TRY(grid_create((int)cfg->parallel.tensor_model_parallel_size,
                     (int)cfg->parallel.pipeline_model_parallel_size,
                     cfg->parallel.use_tp_pp_dp_mapping,

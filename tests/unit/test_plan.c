@@ -48,7 +48,8 @@ static int64_t parameters(const struct stack *s, int first, int end, bool traina
     int64_t n = 0;
     assert_int_equal(stage_build(s, first, end, 1, 0, REPEAT_NOTHING, 0, &st), 0);
     for (int i = 0; i < st.params.n; i++)
-        if (!trainable || st.params.param[i].trainable) n += param_global_count(&st.params.param[i]);
+        if (!trainable || st.params.param[i].trainable)
+            n += param_global_count(&st.params.param[i]);
     stage_free(&st);
     return n;
 }
@@ -212,17 +213,16 @@ static void test_boundary_shapes(void **state) {
 static const struct freezing {
     const char *vision, *projector, *language;
     int first_cut, without_backward; /* stages, from 0 on */
-} freezing[] = {
-    {"vision:freeze_ViT=false", "projector:freeze_vision_projection=false",
-     "language:freeze_LM=false", 1, 0},
-    {"vision:freeze_ViT=true", "projector:freeze_vision_projection=false",
-     "language:freeze_LM=false", 26, 2},
-    {"vision:freeze_ViT=true", "projector:freeze_vision_projection=false",
-     "language:freeze_LM=true", 26, 2},
-    {"vision:freeze_ViT=true", "projector:freeze_vision_projection=true",
-     "language:freeze_LM=false", 27, 3},
-    {"vision:freeze_ViT=false", "projector:freeze_vision_projection=false",
-     "language:freeze_LM=true", 1, 0}};
+} freezing[] = {{"vision:freeze_ViT=false", "projector:freeze_vision_projection=false",
+                 "language:freeze_LM=false", 1, 0},
+                {"vision:freeze_ViT=true", "projector:freeze_vision_projection=false",
+                 "language:freeze_LM=false", 26, 2},
+                {"vision:freeze_ViT=true", "projector:freeze_vision_projection=false",
+                 "language:freeze_LM=true", 26, 2},
+                {"vision:freeze_ViT=true", "projector:freeze_vision_projection=true",
+                 "language:freeze_LM=false", 27, 3},
+                {"vision:freeze_ViT=false", "projector:freeze_vision_projection=false",
+                 "language:freeze_LM=true", 1, 0}};
 
 static void check_flow(const struct setup *s, const struct freezing *f) {
     const int64_t split[] = {10, 14, 2, 16, 16};
@@ -264,9 +264,9 @@ static void test_gradient_flow(void **state) {
 
 static void test_nothing_to_train(void **state) {
     (void)state;
-    char *all[] = {(char *)(uintptr_t)"vision:freeze_ViT=true",
-                   (char *)(uintptr_t)"projector:freeze_vision_projection=true",
-                   (char *)(uintptr_t)"language:freeze_LM=true"};
+    char *all[] = {(char *)(uintptr_t) "vision:freeze_ViT=true",
+                   (char *)(uintptr_t) "projector:freeze_vision_projection=true",
+                   (char *)(uintptr_t) "language:freeze_LM=true"};
     struct config *cfg = NULL;
     struct stack stack = {0};
     int rc = config_load(JOB, 3, all, &cfg);
@@ -311,7 +311,8 @@ static void test_auto_split_is_optimal(void **state) {
     double best = slowest(&s, mb, 5, split, NULL);
     assert_true(best > 6.99 && best < 7.0001);
     assert_true(slowest(&s, mb, 5, by_hand, units) < 7.0001);
-    for (int r = 0; r < 5; r++) assert_true(units[r] > known[r] - 0.02 && units[r] < known[r] + 0.02);
+    for (int r = 0; r < 5; r++)
+        assert_true(units[r] > known[r] - 0.02 && units[r] < known[r] + 0.02);
     double alone = slowest(&s, mb, 5, encoder_alone, NULL);
     assert_true(alone > 8.57 && alone < 8.61);
     double covers = slowest(&s, mb, 5, coverage, NULL);

@@ -24,8 +24,8 @@ struct ckpt_settings {
     const char *save; /* folder; NULL: nothing is saved */
     const char *load; /* folder with iter_* or one checkpoint; NULL: the same as save */
     enum ckpt_resume resume;
-    int64_t ckpt_step; /* -1: the newest that verifies */
-    bool finetune;     /* weights of load only; no effect once save holds a checkpoint */
+    int64_t ckpt_step;            /* -1: the newest that verifies */
+    bool finetune;                /* weights of load only; no effect once save holds a checkpoint */
     bool allow_missing_projector; /* model/mm_projector/ may be missing when finetuning */
     bool no_load_optim, no_load_rng, no_save_optim, no_save_rng;
     int64_t most_recent_k;        /* -1: keep all; else >= 2 */
@@ -99,7 +99,7 @@ struct ckpt_found {
     int64_t step;
     int64_t newest_step; /* of the newest one seen, verified or not: newest_step - step are lost */
     int64_t n_skipped;
-    char *skipped;   /* a line for each newer one that was passed over, with the reason */
+    char *skipped; /* a line for each newer one that was passed over, with the reason */
     char *uuid, *run_uuid;
     struct ckpt_manifest *manifest;
 };

@@ -34,16 +34,17 @@ static inline void model_declare_layer(struct param_set *set, int layer) {
     char name[160];
     struct cut qkv = {.axis = 0, .n_blocks = 3, .size = {12, 6, 6}, .granule = {2, 1, 1}};
     struct cut qkv_bias = qkv;
-#define NAME(text) (snprintf(name, sizeof name, "model/language_model/layers/%03d/" text, layer), name)
+#define NAME(text)                                                                                 \
+    (snprintf(name, sizeof name, "model/language_model/layers/%03d/" text, layer), name)
     param_declare(set, model_param(NAME("input_layernorm/weight"), layer, "features", 1,
                                    (int64_t[]){16}, cut_none(), true));
     param_declare(set, model_param(NAME("self_attn/qkv_proj/weight"), layer,
                                    "out_features,in_features", 2, (int64_t[]){24, 16}, qkv, true));
     param_declare(set, model_param(NAME("self_attn/qkv_proj/bias"), layer, "out_features", 1,
                                    (int64_t[]){24}, qkv_bias, true));
-    param_declare(set, model_param(NAME("self_attn/o_proj/weight"), layer,
-                                   "out_features,in_features", 2, (int64_t[]){16, 10},
-                                   cut_even(1, 10, 2), true));
+    param_declare(set,
+                  model_param(NAME("self_attn/o_proj/weight"), layer, "out_features,in_features", 2,
+                              (int64_t[]){16, 10}, cut_even(1, 10, 2), true));
     param_declare(set, model_param(NAME("frozen/weight"), layer, "out_features,in_features", 2,
                                    (int64_t[]){8, 5}, cut_none(), false));
 #undef NAME
@@ -150,8 +151,8 @@ static inline void model_pieces(struct model *m, struct backend *be, int dp, int
 }
 
 /* tp, dp: {size, rank}. */
-static inline void model_build(struct model *m, struct backend *be, const int tp[2], const int pp[2],
-                               const int dp[2], bool sharded) {
+static inline void model_build(struct model *m, struct backend *be, const int tp[2],
+                               const int pp[2], const int dp[2], bool sharded) {
     memset(m, 0, sizeof *m);
     model_declare(&m->set, pp[0], pp[1]);
     CHECK(param_set_layout(&m->set, tp[0], tp[1]) == 0, "layout: %s", error_text());

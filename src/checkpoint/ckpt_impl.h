@@ -68,8 +68,7 @@ void parts_to_write(const struct ckpt_state *s, const struct plan_layout *layout
                     const bool *stored_elsewhere, bool moments, struct part_list *list);
 /* Packed row-major host copy of box `sub` (global coordinates, inside p->box), and back. */
 void part_download(const struct part *p, const struct box *sub, struct backend *be, void *host);
-void part_upload(const struct part *p, const struct box *sub, struct backend *be,
-                 const void *host);
+void part_upload(const struct part *p, const struct box *sub, struct backend *be, const void *host);
 /* Name of the tensor: "model/...", "optimizer/m/...". */
 void part_tensor_name(const struct param *p, enum ckpt_role role, char *name, size_t size);
 

@@ -89,8 +89,9 @@ static int use_load(const struct ckpt_settings *c, struct source *s) {
     }
     TRY(list_candidates(s));
     if (s->n > 0) return 0;
-    return error_raise(EXIT_NO_INPUT, "[checkpoint] load = %s holds no checkpoint (no iter_* "
-                                      "folder, no %s)",
+    return error_raise(EXIT_NO_INPUT,
+                       "[checkpoint] load = %s holds no checkpoint (no iter_* "
+                       "folder, no %s)",
                        c->load, CKPT_MANIFEST);
 }
 
@@ -127,8 +128,7 @@ static int find_source(const struct ckpt_settings *c, struct source *s) {
     }
     if (other_load && (c->resume != CKPT_RESUME_NEVER || c->finetune)) return use_load(c, s);
     if (c->resume == CKPT_RESUME_MUST)
-        return error_raise(EXIT_NO_INPUT,
-                           "[checkpoint] resume = must, but %s holds no checkpoint",
+        return error_raise(EXIT_NO_INPUT, "[checkpoint] resume = must, but %s holds no checkpoint",
                            c->save ? c->save : "no folder is given and so nothing");
     return 0;
 }
@@ -176,8 +176,8 @@ static int verify(const struct ckpt_settings *c, const struct group *world, cons
 }
 
 static void pass_over(const struct group *world, struct ckpt_found *f, const char *dir, bool mark) {
-    char *longer = xasprintf("%s%s%s: %s", f->skipped ? f->skipped : "", f->skipped ? "\n" : "", dir,
-                             error_text());
+    char *longer = xasprintf("%s%s%s: %s", f->skipped ? f->skipped : "", f->skipped ? "\n" : "",
+                             dir, error_text());
     if (group_rank(world) == 0) {
         log_warn("checkpoint %s is passed over: %s", dir, error_text());
         if (mark && ckpt_mark_refused(dir, error_text()) != 0)
@@ -243,8 +243,9 @@ static int try_all(const struct ckpt_settings *c, const struct group *world, con
         if (taken > 0) return 0;
     }
     if (c->ckpt_step >= 0 && f->n_skipped == 0)
-        return error_raise(EXIT_NO_INPUT, "[checkpoint] ckpt_step = %lld: there is no checkpoint of "
-                                          "that step",
+        return error_raise(EXIT_NO_INPUT,
+                           "[checkpoint] ckpt_step = %lld: there is no checkpoint of "
+                           "that step",
                            (long long)c->ckpt_step);
     return error_raise(EXIT_BAD_DATA, "%lld checkpoint%s, and none can be used: %s",
                        (long long)f->n_skipped, f->n_skipped == 1 ? "" : "s",

@@ -14,10 +14,13 @@ int exit_code_of_errno(int error) {
     switch (error) {
     case EACCES:
     case EPERM:
-    case EROFS: return EXIT_NO_PERMISSION;
+    case EROFS:
+        return EXIT_NO_PERMISSION;
     case ENOENT:
-    case ENOTDIR: return EXIT_CANT_CREATE;
-    default: return EXIT_IO;
+    case ENOTDIR:
+        return EXIT_CANT_CREATE;
+    default:
+        return EXIT_IO;
     }
 }
 
@@ -108,8 +111,9 @@ int folder_free_space(const char *path, int64_t bytes, int64_t files) {
                            "free: make room or point [checkpoint] save elsewhere",
                            path, need, free_bytes);
     if (v.f_files > 0 && (int64_t)v.f_favail < files)
-        return error_raise(EXIT_IO, "%s: a checkpoint needs %lld files, the file system has room "
-                                    "for %lld more",
+        return error_raise(EXIT_IO,
+                           "%s: a checkpoint needs %lld files, the file system has room "
+                           "for %lld more",
                            path, (long long)files, (long long)v.f_favail);
     return 0;
 }

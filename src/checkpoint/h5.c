@@ -39,14 +39,29 @@ int h5_close(int rc, hid_t id, const char *what) {
     if (id < 0) return rc;
     herr_t closed = -1;
     switch (H5Iget_type(id)) {
-    case H5I_FILE: closed = H5Fclose(id); break;
-    case H5I_GROUP: closed = H5Gclose(id); break;
-    case H5I_DATATYPE: closed = H5Tclose(id); break;
-    case H5I_DATASPACE: closed = H5Sclose(id); break;
-    case H5I_DATASET: closed = H5Dclose(id); break;
-    case H5I_ATTR: closed = H5Aclose(id); break;
-    case H5I_GENPROP_LST: closed = H5Pclose(id); break;
-    default: break;
+    case H5I_FILE:
+        closed = H5Fclose(id);
+        break;
+    case H5I_GROUP:
+        closed = H5Gclose(id);
+        break;
+    case H5I_DATATYPE:
+        closed = H5Tclose(id);
+        break;
+    case H5I_DATASPACE:
+        closed = H5Sclose(id);
+        break;
+    case H5I_DATASET:
+        closed = H5Dclose(id);
+        break;
+    case H5I_ATTR:
+        closed = H5Aclose(id);
+        break;
+    case H5I_GENPROP_LST:
+        closed = H5Pclose(id);
+        break;
+    default:
+        break;
     }
     if (closed < 0 && !rc) return h5_error(EXIT_IO, "%s could not be closed", what);
     return rc;
@@ -66,14 +81,22 @@ static hid_t small_float(size_t bits_exponent, size_t bits_mantissa, size_t bias
 
 hid_t h5_dtype(enum dtype t) {
     switch (t) {
-    case DTYPE_F32: return H5Tcopy(H5T_IEEE_F32LE);
-    case DTYPE_F64: return H5Tcopy(H5T_IEEE_F64LE);
-    case DTYPE_BF16: return small_float(8, 7, 127);
-    case DTYPE_F16: return small_float(5, 10, 15);
-    case DTYPE_I32: return H5Tcopy(H5T_STD_I32LE);
-    case DTYPE_I64: return H5Tcopy(H5T_STD_I64LE);
-    case DTYPE_U8: return H5Tcopy(H5T_STD_U8LE);
-    default: CHECK(false, "dtype %d has no HDF5 type", (int)t);
+    case DTYPE_F32:
+        return H5Tcopy(H5T_IEEE_F32LE);
+    case DTYPE_F64:
+        return H5Tcopy(H5T_IEEE_F64LE);
+    case DTYPE_BF16:
+        return small_float(8, 7, 127);
+    case DTYPE_F16:
+        return small_float(5, 10, 15);
+    case DTYPE_I32:
+        return H5Tcopy(H5T_STD_I32LE);
+    case DTYPE_I64:
+        return H5Tcopy(H5T_STD_I64LE);
+    case DTYPE_U8:
+        return H5Tcopy(H5T_STD_U8LE);
+    default:
+        CHECK(false, "dtype %d has no HDF5 type", (int)t);
     }
 }
 
@@ -83,8 +106,8 @@ hid_t h5_access(void) {
     hsize_t align = 1 << 20;
     if (H5Pset_fapl_sec2(list) < 0 ||
         H5Pset_libver_bounds(list, H5F_LIBVER_V110, H5F_LIBVER_V110) < 0 ||
-        H5Pset_fclose_degree(list, H5F_CLOSE_SEMI) < 0 || H5Pset_alignment(list, align, align) < 0 ||
-        H5Pset_file_locking(list, true, true) < 0) {
+        H5Pset_fclose_degree(list, H5F_CLOSE_SEMI) < 0 ||
+        H5Pset_alignment(list, align, align) < 0 || H5Pset_file_locking(list, true, true) < 0) {
         H5Pclose(list);
         return -1;
     }
@@ -153,7 +176,8 @@ int h5_put_integers(hid_t at, const char *name, const int64_t *v, int64_t rows, 
 int h5_get_text(hid_t at, const char *name, char **value) {
     *value = NULL;
     hid_t a = H5Aopen(at, name, H5P_DEFAULT), type = a < 0 ? -1 : H5Aget_type(a);
-    if (type < 0) return h5_close(h5_error(EXIT_BAD_DATA, "attribute %s is missing", name), a, name);
+    if (type < 0)
+        return h5_close(h5_error(EXIT_BAD_DATA, "attribute %s is missing", name), a, name);
     int rc = 0;
     size_t size = H5Tget_size(type);
     if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0 || size == 0 ||

@@ -66,7 +66,8 @@ static haddr_t outlet_get_eof(const H5FD_t *file, H5FD_mem_t type) {
 }
 
 /* Beyond the end there are zeros. */
-static herr_t outlet_read(H5FD_t *file, H5FD_mem_t type, hid_t list, haddr_t at, size_t n, void *to) {
+static herr_t outlet_read(H5FD_t *file, H5FD_mem_t type, hid_t list, haddr_t at, size_t n,
+                          void *to) {
     struct outlet *out = outlet_of(file)->out;
     size_t done = 0;
     (void)type;

@@ -42,7 +42,7 @@ struct shard {
     hid_t file, group_list, bfloat16;
     struct outlet out;
 };
-struct shard_identity { /* of the checkpoint that is being written */
+struct shard_identity {            /* of the checkpoint that is being written */
     const struct ckpt_manifest *m; /* uuids, created, step, layout */
     int64_t index;
     const struct grid *grid;

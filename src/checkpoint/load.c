@@ -22,8 +22,8 @@ struct load {
 static void shape_text(int n, const int64_t *shape, char *text, size_t size) {
     size_t used = 0;
     for (int d = 0; d < n && used < size; d++)
-        used += (size_t)snprintf(text + used, size - used, "%s%lld", d ? "x" : "",
-                                 (long long)shape[d]);
+        used +=
+            (size_t)snprintf(text + used, size - used, "%s%lld", d ? "x" : "", (long long)shape[d]);
 }
 
 static int check_tensor(const struct load *l, const struct part *p, const char *name,
@@ -44,8 +44,8 @@ static int check_tensor(const struct load *l, const struct part *p, const char *
                            "weights alone",
                            l->found->dir, name);
     if (!t)
-        return error_raise(EXIT_RESUME, "%s has no tensor %s, which this model needs", l->found->dir,
-                           name);
+        return error_raise(EXIT_RESUME, "%s has no tensor %s, which this model needs",
+                           l->found->dir, name);
     if (t->n_dims != param->ndim ||
         memcmp(t->shape, param->shape, (size_t)t->n_dims * sizeof *t->shape) != 0) {
         shape_text(t->n_dims, t->shape, have, sizeof have);
@@ -66,8 +66,7 @@ static int check_unexpected(const struct load *l, int64_t *used) {
         const struct ckpt_tensor *t = &l->m->tensor[i];
         if (used[i] || (t->role != CKPT_WEIGHT && !l->moments)) continue;
         rc = error_raise(EXIT_RESUME, "%s holds %s, which this job's model does not have%s",
-                         l->found->dir, t->name,
-                         t->role == CKPT_WEIGHT ? "" : " in its optimizer");
+                         l->found->dir, t->name, t->role == CKPT_WEIGHT ? "" : " in its optimizer");
     }
     return rc;
 }
@@ -178,7 +177,8 @@ static int read_file_pieces(const struct load *l, const struct piece_read *r, in
         hid_t dataset = -1;
         const struct ckpt_block *block = r[i].block;
         rc = reader_dataset(&reader, r[i].tensor, block, &dataset);
-        for (; !rc && i < n && r[i].block == block; i++) rc = read_piece(l, &reader, dataset, &r[i]);
+        for (; !rc && i < n && r[i].block == block; i++)
+            rc = read_piece(l, &reader, dataset, &r[i]);
         rc = h5_close(rc, dataset, block->dataset);
     }
     rc = reader_close(rc, &reader);
@@ -207,7 +207,7 @@ static int compare_text(const struct load *l, hid_t file, const char *group, con
     int rc = g < 0 ? h5_error(EXIT_BAD_DATA, "group %s is missing", group) : 0;
     if (!rc) rc = h5_get_text(g, name, &stored);
     rc = h5_close(rc, g, group);
-    if (!rc && strcmp(stored, mine) != 0) {
+    if (!rc && stored && strcmp(stored, mine) != 0) {
         text_printable(stored, a, sizeof a);
         text_printable(mine, b, sizeof b);
         rc = error_raise(EXIT_RESUME,
@@ -221,14 +221,15 @@ static int compare_text(const struct load *l, hid_t file, const char *group, con
 
 static int compare_integer(const struct load *l, hid_t file, const char *group, const char *name,
                            int64_t mine, const char *what) {
-    int64_t stored;
+    int64_t stored = mine;
     hid_t g = H5Gopen2(file, group, H5P_DEFAULT);
     int rc = g < 0 ? h5_error(EXIT_BAD_DATA, "group %s is missing", group) : 0;
     if (!rc) rc = h5_get_integer(g, name, &stored);
     rc = h5_close(rc, g, group);
     if (!rc && stored != mine)
-        rc = error_raise(EXIT_RESUME, "%s is %lld in %s, %lld in this job; change it back, or "
-                                      "finetune = true to take the weights alone",
+        rc = error_raise(EXIT_RESUME,
+                         "%s is %lld in %s, %lld in this job; change it back, or "
+                         "finetune = true to take the weights alone",
                          what, (long long)stored, l->found->dir, (long long)mine);
     return rc;
 }
@@ -275,8 +276,7 @@ static int load_run(struct load *l) {
         comm_broadcast(l->world, &at, sizeof at, 0);
         if (!l->moments) at.optimizer_step = 0; /* zero moments need their first corrections */
         l->st->at = at;
-        l->st->history =
-            (void *)ckpt_share(l->world, row, (size_t)n * sizeof *row, 0, &bytes);
+        l->st->history = (void *)ckpt_share(l->world, row, (size_t)n * sizeof *row, 0, &bytes);
         l->st->n_history = (int64_t)(bytes / sizeof *row);
         if (l->st->run_uuid) memcpy(l->st->run_uuid, l->m->run_uuid, 37);
         if (l->st->parent_uuid) memcpy(l->st->parent_uuid, l->m->uuid, 37);

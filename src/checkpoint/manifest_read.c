@@ -42,8 +42,7 @@ bool ckpt_tensor_name_legal(const char *name) {
             component = 0;
             continue;
         }
-        bool fine =
-            (*c >= 'a' && *c <= 'z') || (*c >= '0' && *c <= '9') || *c == '_' || *c == '.';
+        bool fine = (*c >= 'a' && *c <= 'z') || (*c >= '0' && *c <= '9') || *c == '_' || *c == '.';
         if (!fine || (component == 0 && *c == '.')) return false;
         component++;
     }
@@ -76,7 +75,8 @@ static int read_text(const struct reader *r, const struct json *o, const char *k
     TRY(member(r, o, key, JSON_STRING, &v));
     *out = json_string(v, &bytes);
     if (strlen(*out) != bytes) return bad(r, "\"%s\" has a NUL in it", key);
-    if (bytes > max) return bad(r, "\"%s\" has %zu bytes, at most %zu are allowed", key, bytes, max);
+    if (bytes > max)
+        return bad(r, "\"%s\" has %zu bytes, at most %zu are allowed", key, bytes, max);
     return 0;
 }
 
@@ -107,7 +107,8 @@ static int read_list(const struct reader *r, const struct json *o, const char *k
     const struct json *a;
     TRY(member(r, o, key, JSON_ARRAY, &a));
     if (json_size(a) < 1 || json_size(a) > CKPT_DIMS)
-        return bad(r, "\"%s\" has %zu dimensions, 1 to %d are allowed", key, json_size(a), CKPT_DIMS);
+        return bad(r, "\"%s\" has %zu dimensions, 1 to %d are allowed", key, json_size(a),
+                   CKPT_DIMS);
     *n = (int)json_size(a);
     for (int d = 0; d < *n; d++) {
         const struct json *v = json_at(a, (size_t)d);
@@ -168,7 +169,7 @@ static int read_block_crc(const struct reader *r, const struct json *o, struct c
 
 static int read_block(const struct reader *r, const struct json *o, struct ckpt_tensor *t) {
     const char *file, *dataset;
-    int n;
+    int n = 0;
     int64_t bytes = 0;
     struct ckpt_block *b = manifest_add_block(t);
     TRY(read_text(r, o, "file", CKPT_NAME_MAX, &file));

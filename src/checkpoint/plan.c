@@ -129,7 +129,7 @@ struct deal {
 #define DEAL_SMALL 16384
 
 static int64_t unit_bytes(const struct param *p, int tp, int t, size_t element) {
-    int64_t extent[CKPT_DIMS], n = 1;
+    int64_t extent[CKPT_DIMS] = {0}, n = 1;
     param_extent(p, tp, t, extent);
     for (int d = 0; d < p->ndim; d++) n *= extent[d];
     return n * (int64_t)element;
@@ -142,7 +142,7 @@ static void deal_unit(struct deal *deal, const struct param *p, int t, size_t el
     int mine = deal->layout.dp_rank * tp + deal->layout.tp_rank;
     bool cut = p->cut.axis >= 0;
     int n_holders = cut ? dp : tp * dp;
-    int64_t extent[CKPT_DIMS], bytes = unit_bytes(p, tp, t, element);
+    int64_t extent[CKPT_DIMS] = {0}, bytes = unit_bytes(p, tp, t, element);
     param_extent(p, tp, t, extent);
     bool share = n_holders > 1 && bytes >= deal->large;
     *first = *count = 0;

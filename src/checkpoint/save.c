@@ -96,7 +96,8 @@ static void make_names(const struct save *s, struct names *n) {
         snprintf(n->run_uuid, sizeof n->run_uuid, "%s", s->st->run_uuid);
     else
         random_uuid(n->run_uuid);
-    if (s->st->parent_uuid) snprintf(n->parent_uuid, sizeof n->parent_uuid, "%s", s->st->parent_uuid);
+    if (s->st->parent_uuid)
+        snprintf(n->parent_uuid, sizeof n->parent_uuid, "%s", s->st->parent_uuid);
 }
 
 /* ---- step 2: room, a new folder ---------------------------------------------------------------------- */
@@ -114,8 +115,9 @@ static int check_file_limit(const struct save *s, int64_t bytes) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return 0;
     if ((int64_t)limit.rlim_cur >= bytes) return 0;
-    return error_raise(EXIT_IO, "%s: a shard needs up to %lld bytes, files may have %lld here: see "
-                                "ulimit -f",
+    return error_raise(EXIT_IO,
+                       "%s: a shard needs up to %lld bytes, files may have %lld here: see "
+                       "ulimit -f",
                        s->tmp, (long long)bytes, (long long)limit.rlim_cur);
 }
 

@@ -110,7 +110,8 @@ static void feed_ranges(struct range *range, int64_t n_ranges, int64_t *next, co
     for (int64_t i = *next; i < n_ranges && range[i].first < at + n; i++) {
         int64_t low = range[i].first > at ? range[i].first : at;
         int64_t high = range[i].end < at + n ? range[i].end : at + n;
-        if (low < high) range[i].crc = crc32c(range[i].crc, bytes + (low - at), (size_t)(high - low));
+        if (low < high)
+            range[i].crc = crc32c(range[i].crc, bytes + (low - at), (size_t)(high - low));
         if (range[i].end <= at + n && i == *next) (*next)++;
     }
 }
@@ -120,7 +121,8 @@ static int compare_file(const struct scan *s, const struct range *range, int64_t
     struct ckpt_file *f = &s->m->file[s->file];
     int rc = 0;
     for (int64_t i = 0; i < n_ranges; i++)
-        if (range[i].crc != range[i].block->crc[range[i].index]) rc = damaged(s->dir, s->m, &range[i]);
+        if (range[i].crc != range[i].block->crc[range[i].index])
+            rc = damaged(s->dir, s->m, &range[i]);
     if (s->fill) {
         f->crc = crc;
         if (s->sha256) memcpy(f->sha256, sha, sizeof f->sha256);
@@ -132,7 +134,8 @@ static int compare_file(const struct scan *s, const struct range *range, int64_t
                          "%08x, expected %08x",
                          s->dir, f->name, crc, f->crc);
     if (!rc && s->sha256 && f->sha256[0] && strcmp(sha, f->sha256) != 0)
-        rc = error_raise(EXIT_BAD_DATA, "%s/%s was altered: its SHA-256 is %s", s->dir, f->name, sha);
+        rc = error_raise(EXIT_BAD_DATA, "%s/%s was altered: its SHA-256 is %s", s->dir, f->name,
+                         sha);
     return rc;
 }
 

@@ -110,8 +110,9 @@ static int put_rng(hid_t g, const struct common *c) {
     TRY(h5_put_integer(g, "packing_version", RNG_PACKING_VERSION));
     TRY(h5_put_integer(g, "key", st->seed));
     TRY(h5_put_integer(g, "step", st->at.step));
-    return h5_put_text(g, "purposes", "init=1,order=2,drop_embedding=16,drop_attention=17,"
-                                      "drop_attention_out=18,drop_mlp_out=19");
+    return h5_put_text(g, "purposes",
+                       "init=1,order=2,drop_embedding=16,drop_attention=17,"
+                       "drop_attention_out=18,drop_mlp_out=19");
 }
 
 static int put_data(hid_t g, const struct common *c) {

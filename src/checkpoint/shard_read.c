@@ -13,8 +13,9 @@ static int compare_text(const struct shard_reader *r, const char *name, const ch
     bool same = strcmp(found, expected) == 0;
     free(found);
     if (same) return 0;
-    return error_raise(EXIT_BAD_DATA, "%s: its %s is \"%s\", the manifest's is \"%s\": this shard "
-                                      "belongs to another checkpoint",
+    return error_raise(EXIT_BAD_DATA,
+                       "%s: its %s is \"%s\", the manifest's is \"%s\": this shard "
+                       "belongs to another checkpoint",
                        r->path, name, shown, expected);
 }
 
@@ -22,8 +23,9 @@ static int compare_integer(const struct shard_reader *r, const char *name, int64
     int64_t found;
     TRY(h5_get_integer(r->file, name, &found));
     if (found == expected) return 0;
-    return error_raise(EXIT_BAD_DATA, "%s: its %s is %lld, the manifest says %lld: this shard "
-                                      "belongs elsewhere",
+    return error_raise(EXIT_BAD_DATA,
+                       "%s: its %s is %lld, the manifest says %lld: this shard "
+                       "belongs elsewhere",
                        r->path, name, (long long)found, (long long)expected);
 }
 
@@ -108,8 +110,9 @@ static int check_attributes(const struct shard_reader *r, hid_t d, const struct 
     TRY(h5_get_integers(d, "global_offset", offset, t->n_dims));
     size_t bytes = (size_t)t->n_dims * sizeof shape[0];
     if (memcmp(shape, t->shape, bytes) == 0 && memcmp(offset, b->box.offset, bytes) == 0) return 0;
-    return error_raise(EXIT_BAD_DATA, "%s: %s belongs elsewhere in its tensor than the manifest "
-                                      "says",
+    return error_raise(EXIT_BAD_DATA,
+                       "%s: %s belongs elsewhere in its tensor than the manifest "
+                       "says",
                        r->path, b->dataset);
 }
 
@@ -203,9 +206,10 @@ int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t 
     if (group <= 0 || H5Lexists(r->file, "training/history/step", H5P_DEFAULT) <= 0) return 0;
     int64_t rows = -1;
     int rc = read_column(r, "training/history/step", H5T_NATIVE_INT64, &step, &rows);
-    for (int k = 0; !rc && k < 3; k++) rc = read_column(r, name[k], H5T_NATIVE_DOUBLE, &v[k], &rows);
+    for (int k = 0; !rc && k < 3; k++)
+        rc = read_column(r, name[k], H5T_NATIVE_DOUBLE, &v[k], &rows);
     if (!rc) *row = xmalloc((size_t)rows * sizeof **row);
-    for (int64_t i = 0; !rc && i < rows; i++)
+    for (int64_t i = 0; *row && step && v[0] && v[1] && v[2] && i < rows; i++)
         (*row)[i] = (struct ckpt_row){.step = ((int64_t *)step)[i],
                                       .loss = ((double *)v[0])[i],
                                       .lr = ((double *)v[1])[i],

@@ -80,7 +80,8 @@ static int child_group(struct shard *s, hid_t parent, const char *name, int stac
     htri_t there = H5Lexists(parent, name, H5P_DEFAULT);
     if (there > 0) {
         *child = H5Gopen2(parent, name, H5P_DEFAULT);
-        return *child < 0 ? h5_error(EXIT_IO, "%s: group %s could not be opened", s->path, name) : 0;
+        return *child < 0 ? h5_error(EXIT_IO, "%s: group %s could not be opened", s->path, name)
+                          : 0;
     }
     *child = H5Gcreate2(parent, name, H5P_DEFAULT, s->group_list, H5P_DEFAULT);
     if (there < 0 || *child < 0)

@@ -27,7 +27,8 @@ static void paint(const struct box *b, const int64_t *extent, int *cell) {
 }
 
 static void flat_ranges_become_boxes(void **state) {
-    static const int64_t shapes[][CKPT_DIMS] = {{7}, {3, 5}, {2, 3, 4}, {2, 3, 2, 3}, {1, 6}, {5, 1}};
+    static const int64_t shapes[][CKPT_DIMS] = {{7},          {3, 5}, {2, 3, 4},
+                                                {2, 3, 2, 3}, {1, 6}, {5, 1}};
     static const int dims[] = {1, 2, 3, 4, 2, 2};
     (void)state;
     for (size_t s = 0; s < sizeof dims / sizeof dims[0]; s++) {
@@ -171,8 +172,8 @@ static void plan_is_balanced(void **state) {
                 }
                 assert_int_equal(param_set_layout(&set, tp, r % tp), 0);
                 for (int i = 0; i < set.n; i++)
-                    set.param[i].w = tensor_view(NULL, set.param[i].rows, set.param[i].cols,
-                                                 DTYPE_F32);
+                    set.param[i].w =
+                        tensor_view(NULL, set.param[i].rows, set.param[i].cols, DTYPE_F32);
                 struct ckpt_state s = {.set = &set, .be = &memory};
                 struct plan_layout layout = {tp, dp, r % tp, r / tp};
                 int64_t bytes = 0;

@@ -62,10 +62,11 @@ int message_check(const struct message_header *got, const struct message_header 
         {"tp", g->tp, e->tp},
         {"rows", g->rows, e->rows},
         {"columns", g->cols, e->cols},
+        {"reserved", g->reserved, e->reserved},
         {"payload bytes", g->payload_bytes, e->payload_bytes},
         {"descriptor hash", (int64_t)g->descriptor_hash, (int64_t)e->descriptor_hash}};
     if (memcmp(got, expected, sizeof *got) == 0) return 0;
-    char text[512];
+    char text[1024] = "";
     int n = 0;
     for (size_t i = 0; i < sizeof field / sizeof *field; i++)
         if (field[i].got != field[i].expected && n < (int)sizeof text)

@@ -120,6 +120,9 @@ struct rng_key rng_drop_key(struct rng_key run, enum rng_site site, uint32_t lay
 /* Element `index` (global, row-major, in the tensor as it is with TP = 1) of N(0,1); of U[-1,1). */
 double rng_normal(struct rng_key sub, uint64_t index);
 double rng_uniform(struct rng_key sub, uint64_t index);
+/* Elements first .. first+n-1 of the same: one draw serves four. */
+void rng_normals(struct rng_key sub, uint64_t first, int64_t n, double *out);
+void rng_uniforms(struct rng_key sub, uint64_t first, int64_t n, double *out);
 /* Word for dropout: drop iff the word < floor(prob * 2^32). */
 uint32_t rng_drop_word(struct rng_key sub, uint32_t column, uint32_t row, uint32_t sample,
                        uint32_t head);

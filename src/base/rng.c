@@ -57,25 +57,55 @@ struct rng_key rng_drop_key(struct rng_key run, enum rng_site site, uint32_t lay
     return sub_key(run, (uint32_t)site, layer, low((uint64_t)step), high((uint64_t)step));
 }
 
-static uint32_t block_words(struct rng_key sub, uint64_t index, uint32_t w[4]) {
-    uint64_t b = index / 4;
+static void block_words(struct rng_key sub, uint64_t b, uint32_t w[4]) {
     philox4x32(sub, (const uint32_t[4]){low(b), high(b), 0, 0}, w);
-    return (uint32_t)(index % 4);
 }
 
 /* Box-Muller: (w0,w1) give elements 0 (cosine) and 1 (sine) of a block, (w2,w3) elements 2 and 3.
  * u1 = (w+1) 2^-32 is never 0, so the logarithm is finite. */
+static void block_normals(const uint32_t w[4], double out[4]) {
+    for (int i = 0; i < 4; i += 2) {
+        double u1 = ((double)w[i] + 1.0) * 0x1p-32, u2 = (double)w[i + 1] * 0x1p-32;
+        double radius = sqrt(-2.0 * log(u1)), angle = 2.0 * M_PI * u2;
+        out[i] = radius * cos(angle);
+        out[i + 1] = radius * sin(angle);
+    }
+}
+
+static void block_uniforms(const uint32_t w[4], double out[4]) {
+    for (int i = 0; i < 4; i++) out[i] = (double)w[i] * 0x1p-31 - 1.0;
+}
+
+static void draw(struct rng_key sub, uint64_t first, int64_t n, double *out,
+                 void (*shape)(const uint32_t w[4], double out[4])) {
+    for (uint64_t i = first, end = first + (uint64_t)n; i < end;) {
+        uint32_t w[4];
+        double block[4];
+        block_words(sub, i / 4, w);
+        shape(w, block);
+        do *out++ = block[i % 4];
+        while (++i % 4 != 0 && i < end);
+    }
+}
+
+void rng_normals(struct rng_key sub, uint64_t first, int64_t n, double *out) {
+    draw(sub, first, n, out, block_normals);
+}
+
+void rng_uniforms(struct rng_key sub, uint64_t first, int64_t n, double *out) {
+    draw(sub, first, n, out, block_uniforms);
+}
+
 double rng_normal(struct rng_key sub, uint64_t index) {
-    uint32_t w[4], i = block_words(sub, index, w);
-    const uint32_t *pair = w + i / 2 * 2;
-    double u1 = ((double)pair[0] + 1.0) * 0x1p-32, u2 = (double)pair[1] * 0x1p-32;
-    double radius = sqrt(-2.0 * log(u1)), angle = 2.0 * M_PI * u2;
-    return radius * (i % 2 == 0 ? cos(angle) : sin(angle));
+    double out = 0;
+    rng_normals(sub, index, 1, &out);
+    return out;
 }
 
 double rng_uniform(struct rng_key sub, uint64_t index) {
-    uint32_t w[4], i = block_words(sub, index, w);
-    return (double)w[i] * 0x1p-31 - 1.0;
+    double out = 0;
+    rng_uniforms(sub, index, 1, &out);
+    return out;
 }
 
 uint32_t rng_drop_word(struct rng_key sub, uint32_t column, uint32_t row, uint32_t sample,

@@ -103,25 +103,48 @@ int64_t param_global_index(const struct param *p, int64_t row, int64_t col) {
     return (axis0 * p->shape[1] + axis1) * inner + col % inner;
 }
 
-static double initial_value(const struct param *p, struct rng_key sub, int64_t index) {
-    switch (p->init) {
-    case INIT_ZERO: return 0.0;
-    case INIT_ONE: return 1.0;
-    case INIT_NORMAL: return p->init_scale * rng_normal(sub, (uint64_t)index);
-    case INIT_UNIFORM: return p->init_scale * rng_uniform(sub, (uint64_t)index);
-    }
-    CHECK(false, "unknown initialisation of %s", p->name);
+#define DRAW 1024 /* values drawn at once */
+
+static void draw_values(const struct param *p, struct rng_key sub, int64_t first, int64_t n,
+                        double *out) {
+    if (p->init == INIT_NORMAL)
+        rng_normals(sub, (uint64_t)first, n, out);
+    else if (p->init == INIT_UNIFORM)
+        rng_uniforms(sub, (uint64_t)first, n, out);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = p->init == INIT_ZERO ? 0.0 : p->init == INIT_ONE ? 1.0 : p->init_scale * out[i];
 }
 
-static void fill_row(const struct param *p, struct rng_key sub, int64_t row, enum dtype dtype,
-                     void *out) {
-    for (int64_t c = 0; c < p->cols; c++) {
-        double v = initial_value(p, sub, param_global_index(p, row, c));
-        if (dtype == DTYPE_F64)
-            ((double *)out)[c] = (double)(float)v; /* the same start in both precisions */
-        else
-            ((float *)out)[c] = (float)v;
+/* n local elements from (row, col) on, whose global indices follow each other. */
+static void fill_run(const struct param *p, struct rng_key sub, int64_t row, int64_t col, int64_t n,
+                     enum dtype dtype, char *to) {
+    int64_t first = param_global_index(p, row, col);
+    double values[DRAW];
+    for (int64_t done = 0; done < n; done += DRAW) {
+        int64_t count = n - done < DRAW ? n - done : DRAW;
+        draw_values(p, sub, first + done, count, values);
+        for (int64_t i = 0; i < count; i++) {
+            float v = (float)values[i]; /* the same start in both precisions */
+            if (dtype == DTYPE_F64)
+                ((double *)(void *)to)[col + done + i] = (double)v;
+            else
+                ((float *)(void *)to)[col + done + i] = v;
+        }
     }
+}
+
+/* A row is one run, or one per block where its columns are cut. */
+static void fill_row(const struct param *p, struct rng_key sub, int64_t row, enum dtype dtype,
+                     char *to) {
+    int column_axis = p->ndim == 1 ? 0 : 1;
+    if (p->cut.axis != column_axis) {
+        fill_run(p, sub, row, 0, p->cols, dtype, to);
+        return;
+    }
+    struct cut_part part = cut_part(&p->cut, p->tp_size, p->tp_rank);
+    int64_t inner = inner_count(p);
+    for (int b = 0; b < part.n_blocks; b++)
+        fill_run(p, sub, row, part.local[b] * inner, part.count[b] * inner, dtype, to);
 }
 
 static void initialise_param(struct param *p, struct backend *be, struct rng_key run) {

@@ -27,7 +27,8 @@ struct dropout {
 /* Rows lie segment after segment: segment s is rows [cu[s], cu[s+1]). A query sees keys of its own
  * segment only; causal: j <= i; window W > 0: also i - j < W. */
 struct attention {
-    int64_t heads, kv_heads, head_dim; /* of this rank; query head j uses kv head j/(heads/kv_heads) */
+    int64_t heads, kv_heads,
+        head_dim; /* of this rank; query head j uses kv head j/(heads/kv_heads) */
     double scale;
     bool causal;
     int64_t window;
@@ -42,8 +43,8 @@ struct attention {
 };
 
 struct cross_entropy {
-    int64_t first_id;     /* global id of this rank's column 0 */
-    int64_t vocab;        /* V, global */
+    int64_t first_id; /* global id of this rank's column 0 */
+    int64_t vocab;    /* V, global */
     double smoothing, z_loss;
     double scale; /* gradient is scale * d(row loss)/dz */
 };
@@ -176,11 +177,11 @@ struct backend {
     const struct backend_ops *ops;
     enum dtype dtype, acc;
     int threads;
-    bool measuring;      /* the operations only count (see backend_create_measuring) */
-    double gemm_flops;   /* counted by linear_* */
-    double other_flops;  /* attention: 4 (forward) or 10 (backward, recompute included) per visible
+    bool measuring;     /* the operations only count (see backend_create_measuring) */
+    double gemm_flops;  /* counted by linear_* */
+    double other_flops; /* attention: 4 (forward) or 10 (backward, recompute included) per visible
                             query-key pair and head dimension are NOT here but in attention_flops */
-    double attention_flops; /* model FLOPs: 4 d per visible pair forward, 8 d backward */
+    double attention_flops;   /* model FLOPs: 4 d per visible pair forward, 8 d backward */
     void (*progress)(void *); /* called by the main thread between blocks of work; may be NULL */
     void *progress_arg;
     void *state; /* of the implementation */

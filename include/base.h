@@ -38,10 +38,10 @@ enum exit_code {
 int error_raise(int exit_code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int error_note(int exit_code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int error_count(void);
-int error_code(void);            /* the first recorded exit code, 0 if none */
-const char *error_text(void);    /* all recorded sentences, one per line; "" if none */
+int error_code(void);         /* the first recorded exit code, 0 if none */
+const char *error_text(void); /* all recorded sentences, one per line; "" if none */
 void error_clear(void);
-void error_print(FILE *to);      /* "error: <sentence>" per line; nothing if none */
+void error_print(FILE *to); /* "error: <sentence>" per line; nothing if none */
 /* What ends the process: exit() until comm installs MPI_Abort on the world. */
 void error_set_abort(void (*abort_job)(int exit_code));
 _Noreturn void error_exit(void); /* print what is recorded, end the job with error_code() */
@@ -95,7 +95,7 @@ void log_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void log_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* stderr, any rank */
 
 /* ---- clock -------------------------------------------------------------------------------- */
-double clock_seconds(void); /* CLOCK_MONOTONIC */
+double clock_seconds(void);                       /* CLOCK_MONOTONIC */
 void clock_utc(char text[32], bool microseconds); /* ISO-8601 */
 
 /* ---- counter-based randomness (Philox4x32-10, Salmon et al. SC'11) ---------------------------
@@ -151,6 +151,6 @@ void sha256_end(struct sha256 *s, char hex[65]);
 /* Whole file into memory, NUL added behind it. EXIT_NO_INPUT, EXIT_IO, EXIT_BAD_DATA (> max). */
 int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes);
 int file_write_atomic(const char *path, const void *data, size_t bytes); /* tmp, fsync, rename */
-int dir_make(const char *path); /* with parents */
+int dir_make(const char *path);                                          /* with parents */
 
 #endif

@@ -19,7 +19,15 @@ int json_read_file(const char *path, size_t max_bytes, struct json **root);
 int json_read_text(const char *name, const char *text, size_t bytes, struct json **root);
 void json_free(struct json *root);
 
-enum json_kind { JSON_NULL, JSON_BOOL, JSON_INTEGER, JSON_REAL, JSON_STRING, JSON_ARRAY, JSON_OBJECT };
+enum json_kind {
+    JSON_NULL,
+    JSON_BOOL,
+    JSON_INTEGER,
+    JSON_REAL,
+    JSON_STRING,
+    JSON_ARRAY,
+    JSON_OBJECT
+};
 enum json_kind json_kind(const struct json *v);
 size_t json_size(const struct json *v); /* elements of an array, members of an object */
 const struct json *json_at(const struct json *array, size_t i);

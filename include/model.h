@@ -49,7 +49,7 @@ struct stage {
     struct param_set params;
     struct block *block;
     int n_blocks, capacity;
-    int *group; /* per block: -1 keeps what backward needs, else its recompute group */
+    int *group;          /* per block: -1 keeps what backward needs, else its recompute group */
     bool backward;       /* some block has one */
     bool input_gradient; /* a gradient crosses the input cut */
     bool output_gradient;
@@ -76,7 +76,7 @@ void stage_tables_layout(const struct stage *st, const struct microbatch *mb, st
 /* One micro-batch in flight: inputs of the blocks and what they saved. */
 struct slot {
     struct arena arena;
-    struct tensor *act; /* [n_blocks+1] */
+    struct tensor *act;  /* [n_blocks+1] */
     struct saved *saved; /* [n_blocks] */
 };
 void slot_init(struct slot *s, const struct stage *st);

@@ -32,10 +32,10 @@ struct param {
     bool fused;      /* stored directly behind the parameter declared before it */
     /* set by param_set_layout: */
     int tp_size, tp_rank;
-    int64_t rows, cols;     /* local matrix: 1-D tensors are [1, n] */
-    int64_t offset;         /* elements from the start of the weights */
-    int64_t grad_offset;    /* elements from the start of the gradients; -1 if not trainable */
-    struct tensor w, g;     /* views; g.data NULL if not trainable */
+    int64_t rows, cols;  /* local matrix: 1-D tensors are [1, n] */
+    int64_t offset;      /* elements from the start of the weights */
+    int64_t grad_offset; /* elements from the start of the gradients; -1 if not trainable */
+    struct tensor w, g;  /* views; g.data NULL if not trainable */
 };
 
 struct param_set {
@@ -69,40 +69,40 @@ struct state_piece {
 /* ---- micro-batch ----------------------------------------------------------------------------
  * The descriptor: integers only, the same on every rank (pipeline.md section 5). */
 struct microbatch {
-    int64_t step;  /* 0-based */
-    int64_t index; /* dp*M + micro-batch: place in the global batch */
+    int64_t step;         /* 0-based */
+    int64_t index;        /* dp*M + micro-batch: place in the global batch */
     int64_t first_sample; /* ordinal of its first sample in the global batch */
     int64_t samples, images, tiles;
     int64_t image_rows; /* rows after the class row was dropped (or kept), all tiles */
     int64_t tokens;     /* merged rows */
     int64_t targets;
     int64_t max_segment;
-    const int64_t *sample_id;    /* [samples] */
-    const int64_t *cu_tokens;    /* [samples+1] */
-    const int32_t *text_len;     /* [samples] */
+    const int64_t *sample_id;     /* [samples] */
+    const int64_t *cu_tokens;     /* [samples+1] */
+    const int32_t *text_len;      /* [samples] */
     const int32_t *sample_images; /* [samples+1] prefix sums */
-    const int32_t *image_tiles;  /* [images] */
-    const int64_t *image_row;    /* [images] merged row of the first patch; may lie beyond the cut */
-    uint64_t hash;               /* of all fields above */
+    const int32_t *image_tiles;   /* [images] */
+    const int64_t *image_row; /* [images] merged row of the first patch; may lie beyond the cut */
+    uint64_t hash;            /* of all fields above */
 };
 uint64_t microbatch_hash(const struct microbatch *mb);
 
 /* Device tables made from the content of a micro-batch for one rank; a stage has those that its
  * blocks need. "Mine": the rows this TP rank holds under sequence parallelism, else all rows. */
 struct batch_tables {
-    const float *pixels;          /* [tiles, channels*H*W] */
-    const int32_t *tile_cu;       /* [tiles+1]: multiples of the rows of a tile */
-    const int32_t *select_row;    /* [my image rows] my row of the tower's output */
-    const int32_t *token;         /* [S] row of my vocabulary shard, or -1 */
-    const int32_t *image_to_row;  /* [image_rows] my merged row, or -1 */
-    const int32_t *my_image_row;  /* [my image rows] merged row (of all), or -1 where cut off */
-    const int32_t *position;      /* [S] row inside its sample */
-    const int32_t *row_sample;    /* [S] ordinal of the sample in the global batch */
-    const int32_t *token_cu;      /* [samples+1] */
+    const float *pixels;           /* [tiles, channels*H*W] */
+    const int32_t *tile_cu;        /* [tiles+1]: multiples of the rows of a tile */
+    const int32_t *select_row;     /* [my image rows] my row of the tower's output */
+    const int32_t *token;          /* [S] row of my vocabulary shard, or -1 */
+    const int32_t *image_to_row;   /* [image_rows] my merged row, or -1 */
+    const int32_t *my_image_row;   /* [my image rows] merged row (of all), or -1 where cut off */
+    const int32_t *position;       /* [S] row inside its sample */
+    const int32_t *row_sample;     /* [S] ordinal of the sample in the global batch */
+    const int32_t *token_cu;       /* [samples+1] */
     const int32_t *segment_sample; /* [samples] ordinal in the global batch */
-    const int32_t *target_row;    /* [targets] merged row (of all) */
-    const int32_t *my_target_row; /* [targets] my merged row, or -1 */
-    const int32_t *target;        /* [targets] ids */
+    const int32_t *target_row;     /* [targets] merged row (of all) */
+    const int32_t *my_target_row;  /* [targets] my merged row, or -1 */
+    const int32_t *target;         /* [targets] ids */
 };
 
 /* ---- one pass of one micro-batch through a stage ---------------------------------------------- */
@@ -114,8 +114,8 @@ struct pass {
     const struct batch_tables *tab;
     struct rng_key run_key;
     bool sequence_parallel;
-    bool training;  /* dropout on */
-    bool gradient;  /* a backward will follow: the head computes its gradient */
+    bool training;     /* dropout on */
+    bool gradient;     /* a backward will follow: the head computes its gradient */
     double loss_scale; /* factor of the head's gradient */
     double loss_sum;   /* out: sum of the row losses of this micro-batch */
     int64_t loss_rows; /* out: rows really counted */
@@ -134,11 +134,10 @@ struct block_ops {
     void (*out_shape)(const struct block *b, const struct microbatch *mb, int64_t *rows,
                       int64_t *cols);
     /* Lays out what backward needs beside the input x. NULL: nothing. */
-    void (*save)(const struct block *b, const struct pass *p, struct arena *arena,
-                 struct saved *s);
+    void (*save)(const struct block *b, const struct pass *p, struct arena *arena, struct saved *s);
     /* NULL forward: y is x (an identity takes no time and no memory). */
-    void (*forward)(struct block *b, struct pass *p, const struct tensor *x,
-                    const struct tensor *y, struct saved *s);
+    void (*forward)(struct block *b, struct pass *p, const struct tensor *x, const struct tensor *y,
+                    struct saved *s);
     /* dx NULL: no gradient crosses the input. Parameter gradients are added to. dx may not alias
      * dy. */
     void (*backward)(struct block *b, struct pass *p, const struct tensor *x, struct saved *s,
@@ -148,7 +147,7 @@ struct block_ops {
 #define BLOCK_PARAMS_MAX 18
 struct block {
     const struct block_ops *ops;
-    const void *config;  /* of the block's kind, owned by the model */
+    const void *config; /* of the block's kind, owned by the model */
     int stack_layer;
     int tp_size, tp_rank;
     bool sequence_parallel;
@@ -157,7 +156,7 @@ struct block {
     int variant;         /* which half of a projector */
     int param[BLOCK_PARAMS_MAX]; /* index into the set, -1: absent */
     struct param_set *set;
-    struct tensor rope;  /* table shared by the blocks of a stage; rows 0 if none */
+    struct tensor rope; /* table shared by the blocks of a stage; rows 0 if none */
 };
 static inline struct param *block_param(const struct block *b, int slot) {
     return b->param[slot] < 0 ? NULL : &b->set->param[b->param[slot]];
@@ -246,12 +245,12 @@ int64_t rows_held(enum row_kind kind, const struct microbatch *mb, int64_t tile_
 enum linear_kind { LINEAR_COLUMN, LINEAR_ROW };
 struct linear {
     enum linear_kind kind;
-    struct cut cut;         /* of the cut axis */
-    bool gather_output;     /* column: y[R, O], all columns in their global places */
-    bool input_is_parallel; /* row: x is already cut as `cut` says */
-    bool skip_bias_add;     /* the consumer adds the bias */
-    struct tensor w, b;     /* b.data NULL: none */
-    struct tensor dw, db;   /* .data NULL: frozen */
+    struct cut cut;               /* of the cut axis */
+    bool gather_output;           /* column: y[R, O], all columns in their global places */
+    bool input_is_parallel;       /* row: x is already cut as `cut` says */
+    bool skip_bias_add;           /* the consumer adds the bias */
+    struct tensor w, b;           /* b.data NULL: none */
+    struct tensor dw, db;         /* .data NULL: frozen */
     const struct row_split *rows; /* sequence parallelism: x of a column, y of a row are my rows */
 };
 /* Legal alone, and as a pair: EXIT_USAGE with a sentence naming `what`. */

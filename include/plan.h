@@ -11,17 +11,17 @@
 /* Bytes by kind. */
 struct rank_plan {
     int tp, pp, dp;
-    int first, end;      /* layers */
-    int64_t parameters;  /* held by this rank, shards of cut tensors */
+    int first, end;     /* layers */
+    int64_t parameters; /* held by this rank, shards of cut tensors */
     int64_t trainable;
     size_t weights, gradients, tables, optimizer; /* of the life of the run */
-    size_t activations; /* slots of the micro-batches in flight */
+    size_t activations;                           /* slots of the micro-batches in flight */
     size_t messages, scratch, workspace;
     size_t group_workspace[GROUP_COUNT]; /* of the collectives of each group; sum: workspace */
     struct pipeline_memory pipeline;
 };
-size_t rank_plan_life(const struct rank_plan *p);  /* weights + gradients + tables + optimizer */
-size_t rank_plan_step(const struct rank_plan *p);  /* activations + messages */
+size_t rank_plan_life(const struct rank_plan *p); /* weights + gradients + tables + optimizer */
+size_t rank_plan_step(const struct rank_plan *p); /* activations + messages */
 size_t rank_plan_total(const struct rank_plan *p);
 
 struct plan_layout { /* one grid and what runs on it */

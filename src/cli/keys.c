@@ -7,7 +7,8 @@ int cli_keys(int argc, char **argv) {
     if (argc == 0) return config_print_keys(stdout);
     if (argc == 1 && strcmp(argv[0], "--template") == 0) return config_print_template(stdout);
     if (argc == 1 && strcmp(argv[0], "--markdown") == 0) return config_print_markdown(stdout);
-    return error_raise(EXIT_USAGE, "strata keys takes --template or --markdown, not \"%s\"", argv[0]);
+    return error_raise(EXIT_USAGE, "strata keys takes --template or --markdown, not \"%s\"",
+                       argv[0]);
 }
 
 int cli_version(int argc, char **argv) {

@@ -51,16 +51,16 @@ static struct projector_config projector_shape(const struct config *c) {
     static const enum act_kind act[] = {[PROJECTOR_GELU] = ACT_GELU,
                                         [PROJECTOR_QUICK_GELU] = ACT_QUICK_GELU,
                                         [PROJECTOR_SILU] = ACT_SILU};
-    return (struct projector_config){
-        .affine = c->projector.projector_type == PROJECTOR_AFFINE,
-        .in = c->vision.hidden_size,
-        .hidden = c->projector.projector_hidden_size,
-        .out = c->language.hidden_size,
-        .bias = c->projector.projector_bias,
-        .act = act[c->projector.projector_activation],
-        .uniform_init = c->projector.projector_init == PROJECTOR_INIT_UNIFORM,
-        .init_std = c->language.init_method_std,
-        .frozen = c->projector.freeze_vision_projection};
+    return (struct projector_config){.affine = c->projector.projector_type == PROJECTOR_AFFINE,
+                                     .in = c->vision.hidden_size,
+                                     .hidden = c->projector.projector_hidden_size,
+                                     .out = c->language.hidden_size,
+                                     .bias = c->projector.projector_bias,
+                                     .act = act[c->projector.projector_activation],
+                                     .uniform_init =
+                                         c->projector.projector_init == PROJECTOR_INIT_UNIFORM,
+                                     .init_std = c->language.init_method_std,
+                                     .frozen = c->projector.freeze_vision_projection};
 }
 
 /* CLIP's initialisation scales (llava.md section 2.7 of the published recipe). */
@@ -119,13 +119,16 @@ static int llava_build(const struct config *cfg, struct stack *s) {
     m->projector = projector_shape(cfg);
     if (cfg->language.position_embedding_type != POSITION_ROPE &&
         cfg->language.position_embedding_type != POSITION_NONE)
-        return error_raise(EXIT_USAGE, "[language] position_embedding_type: family llava takes rope "
-                                       "or none in this version");
+        return error_raise(EXIT_USAGE,
+                           "[language] position_embedding_type: family llava takes rope "
+                           "or none in this version");
     if (!cfg->language.untie_embeddings_and_output_weights)
-        return error_raise(EXIT_USAGE, "[language] untie_embeddings_and_output_weights = false: the "
-                                       "head of family llava is its own tensor, set it to true");
+        return error_raise(EXIT_USAGE,
+                           "[language] untie_embeddings_and_output_weights = false: the "
+                           "head of family llava is its own tensor, set it to true");
     if (m->language.rotary_dim % 2 != 0)
-        return error_raise(EXIT_USAGE, "[language] kv_channels * rotary_percent = %lld must be even",
+        return error_raise(EXIT_USAGE,
+                           "[language] kv_channels * rotary_percent = %lld must be even",
                            (long long)m->language.rotary_dim);
     int n[LAYER_KIND_COUNT] = {(int)m->vision.layers, m->projector.affine ? 1 : 2,
                                (int)m->language.layers};
@@ -162,12 +165,17 @@ static void add_language(const struct stack *s, int layer, struct stage *st) {
 
 static void llava_add_blocks(const struct stack *s, int layer, struct stage *st) {
     switch (s->layer[layer].kind) {
-    case LAYER_VISION: add_vision(s, layer, st); return;
+    case LAYER_VISION:
+        add_vision(s, layer, st);
+        return;
     case LAYER_PROJECTOR:
         block_projector(stage_add_block(st, layer), &s->shape, s->layer[layer].number);
         return;
-    case LAYER_LANGUAGE: add_language(s, layer, st); return;
-    case LAYER_KIND_COUNT: break;
+    case LAYER_LANGUAGE:
+        add_language(s, layer, st);
+        return;
+    case LAYER_KIND_COUNT:
+        break;
     }
     CHECK(false, "layer %d of kind %d", layer, s->layer[layer].kind);
 }

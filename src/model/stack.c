@@ -71,8 +71,9 @@ int stack_build(const struct config *cfg, struct stack *out) {
     out->sequence_parallel = cfg->parallel.sequence_parallel;
     TRY(survey(out));
     if (out->n_trainable == 0)
-        return error_raise(EXIT_USAGE, "every part is frozen (freeze_ViT, freeze_vision_projection, "
-                                       "freeze_LM): nothing to train");
+        return error_raise(EXIT_USAGE,
+                           "every part is frozen (freeze_ViT, freeze_vision_projection, "
+                           "freeze_LM): nothing to train");
     return 0;
 }
 

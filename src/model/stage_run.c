@@ -172,8 +172,8 @@ void stage_backward(struct stage *st, struct pass *p, struct slot *s, const stru
     struct tensor d = *dout;
     size_t floor = arena_mark(p->scratch);
     for (int i = st->n_blocks - 1; i >= 0 && st->block[i].backward; i--) {
-        bool group_end = st->group[i] >= 0 &&
-                         (i + 1 == st->n_blocks || st->group[i + 1] != st->group[i]);
+        bool group_end =
+            st->group[i] >= 0 && (i + 1 == st->n_blocks || st->group[i + 1] != st->group[i]);
         if (group_end) recompute_group(st, p, s, group_begin(st, i), i);
         step_back(st, p, s, &turns, i, &d, din);
         if (starts_group(st, i)) arena_release(p->scratch, floor);

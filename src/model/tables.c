@@ -7,12 +7,15 @@ struct stage_needs stage_needs(const struct stage *st) {
     const struct stack *s = st->stack;
     int vision = s->kind_count[LAYER_VISION];
     int language = s->n_layers - s->kind_count[LAYER_LANGUAGE];
-    return (struct stage_needs){.pixels = st->first == 0 && vision > 0,
-                                .vision = st->first < vision,
-                                .select = st->first < vision && st->end >= vision,
-                                .embedding = st->first <= language && st->end > language,
-                                .language = st->end > language,
-                                .head = st->end == s->n_layers};
+    return (struct stage_needs){
+        .pixels = st->first == 0 && vision > 0,
+        .vision = st->first<vision,
+                            .select = st->first<vision && st->end >= vision,
+                                                .embedding = st->first <= language && st->end>
+                                          language,
+                            .language = st->end>
+                      language,
+        .head = st->end == s->n_layers};
 }
 
 static int32_t *indices(struct arena *a, int64_t n) {

@@ -4,7 +4,9 @@
 
 #include "nn_impl.h"
 
-int64_t feature_granule(int64_t size) { return size >= 1024 ? 64 : 1; }
+int64_t feature_granule(int64_t size) {
+    return size >= 1024 ? 64 : 1;
+}
 
 static void compose(char *out, size_t size, const char *prefix, int number, const char *name) {
     char head[128];
@@ -96,7 +98,9 @@ void tensor_copy(struct pass *p, const struct tensor *from, const struct tensor 
         p->be->ops->convert(p->be, from, to);
 }
 
-const struct tensor *tensor_or_null(const struct tensor *t) { return t->data == NULL ? NULL : t; }
+const struct tensor *tensor_or_null(const struct tensor *t) {
+    return t->data == NULL ? NULL : t;
+}
 
 const struct dropout *pass_dropout(const struct pass *p, double prob, enum rng_site site, int layer,
                                    int64_t first, struct dropout *out) {
@@ -141,8 +145,8 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t bytes) {
 
 uint64_t microbatch_hash(const struct microbatch *mb) {
     uint64_t h = 14695981039346656037u;
-    const int64_t n[] = {mb->step,  mb->index,      mb->first_sample, mb->samples,    mb->images,
-                         mb->tiles, mb->image_rows, mb->tokens,       mb->targets,    mb->max_segment};
+    const int64_t n[] = {mb->step,  mb->index,      mb->first_sample, mb->samples, mb->images,
+                         mb->tiles, mb->image_rows, mb->tokens,       mb->targets, mb->max_segment};
     h = hash_bytes(h, n, sizeof n);
     h = hash_bytes(h, mb->sample_id, (size_t)mb->samples * sizeof *mb->sample_id);
     h = hash_bytes(h, mb->cu_tokens, (size_t)(mb->samples + 1) * sizeof *mb->cu_tokens);

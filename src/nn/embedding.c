@@ -68,8 +68,8 @@ static void merge_forward(struct block *b, struct pass *p, const struct tensor *
     arena_release(p->scratch, mark);
 }
 
-static void merge_backward(struct block *b, struct pass *p, const struct tensor *x,
-                           struct saved *s, const struct tensor *dy, const struct tensor *dx) {
+static void merge_backward(struct block *b, struct pass *p, const struct tensor *x, struct saved *s,
+                           const struct tensor *dy, const struct tensor *dx) {
     (void)x, (void)s;
     const struct model_shape *m = b->config;
     struct merge_rows r;
@@ -89,8 +89,7 @@ static void merge_backward(struct block *b, struct pass *p, const struct tensor 
         comm_gather_rows(p->tp, p->be, &d, &full, r.text.offset);
     }
     struct tensor dtable = block_grad(b, TABLE, 1);
-    if (dtable.data != NULL)
-        p->be->ops->rows_scatter_add(p->be, &full, p->tab->token, &dtable);
+    if (dtable.data != NULL) p->be->ops->rows_scatter_add(p->be, &full, p->tab->token, &dtable);
     if (dx != NULL) p->be->ops->rows_gather(p->be, &full, p->tab->my_image_row, dx);
     arena_release(p->scratch, mark);
 }
@@ -109,8 +108,10 @@ void block_embed_merge(struct block *b, const struct model_shape *m) {
     block_declare(b, TABLE, &home,
                   (struct param_spec){.name = "embed_tokens/weight",
                                       .hf_name = "embed_tokens/weight",
-                                      .dims = "vocabulary,features", .ndim = 2,
+                                      .dims = "vocabulary,features",
+                                      .ndim = 2,
                                       .shape = {c->vocab, c->hidden},
                                       .cut = vocabulary_cut(c),
-                                      .init = INIT_NORMAL, .scale = c->init_std});
+                                      .init = INIT_NORMAL,
+                                      .scale = c->init_std});
 }

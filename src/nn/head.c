@@ -37,12 +37,11 @@ static double chunk_loss(struct block *b, struct pass *p, const struct tensor *n
     struct backend *be = p->be;
     const struct param *head = block_param(b, HEAD_W);
     struct tensor w = block_weight(b, HEAD_W, 1), dw = block_grad(b, HEAD_W, 1);
-    struct cross_entropy ce = {
-        .first_id = cut_part(&head->cut, b->tp_size, b->tp_rank).global[0],
-        .vocab = m->language.vocab,
-        .smoothing = m->language.label_smoothing,
-        .z_loss = m->language.z_loss,
-        .scale = p->loss_scale};
+    struct cross_entropy ce = {.first_id = cut_part(&head->cut, b->tp_size, b->tp_rank).global[0],
+                               .vocab = m->language.vocab,
+                               .smoothing = m->language.label_smoothing,
+                               .z_loss = m->language.z_loss,
+                               .scale = p->loss_scale};
     struct tensor z = scratch_tensor(p, n->rows, w.rows);
     struct tensor max = tensor_alloc(p->scratch, 1, n->rows, be->acc);
     struct tensor sums = tensor_alloc(p->scratch, n->rows, 3, be->acc);
@@ -98,8 +97,8 @@ static void head_forward(struct block *b, struct pass *p, const struct tensor *x
     arena_release(p->scratch, mark);
 }
 
-static void head_backward(struct block *b, struct pass *p, const struct tensor *x,
-                          struct saved *s, const struct tensor *dy, const struct tensor *dx) {
+static void head_backward(struct block *b, struct pass *p, const struct tensor *x, struct saved *s,
+                          const struct tensor *dy, const struct tensor *dx) {
     (void)x, (void)dy;
     const struct model_shape *m = b->config;
     const struct language_config *c = &m->language;
@@ -128,8 +127,13 @@ void block_head(struct block *b, const struct model_shape *m) {
     b->config = m;
     struct param_home home = {"model/language_model/", "language_model.model.", -1, PARAM_LANGUAGE,
                               c->frozen};
-    struct param_spec norm = {.name = "norm/weight", .hf_name = "norm/weight", .dims = "features",
-                              .ndim = 1, .shape = {c->hidden}, .cut = cut_none(), .init = INIT_ONE,
+    struct param_spec norm = {.name = "norm/weight",
+                              .hf_name = "norm/weight",
+                              .dims = "features",
+                              .ndim = 1,
+                              .shape = {c->hidden},
+                              .cut = cut_none(),
+                              .init = INIT_ONE,
                               .no_decay = true};
     block_declare(b, NORM_W, &home, norm);
     if (c->norm == NORM_LAYER) {
@@ -139,9 +143,12 @@ void block_head(struct block *b, const struct model_shape *m) {
     }
     home.hf_prefix = "language_model.";
     block_declare(b, HEAD_W, &home,
-                  (struct param_spec){.name = "lm_head/weight", .hf_name = "lm_head/weight",
-                                      .dims = "vocabulary,features", .ndim = 2,
+                  (struct param_spec){.name = "lm_head/weight",
+                                      .hf_name = "lm_head/weight",
+                                      .dims = "vocabulary,features",
+                                      .ndim = 2,
                                       .shape = {c->vocab, c->hidden},
                                       .cut = vocabulary_cut(c),
-                                      .init = INIT_NORMAL, .scale = c->init_std});
+                                      .init = INIT_NORMAL,
+                                      .scale = c->init_std});
 }

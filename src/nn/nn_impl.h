@@ -25,7 +25,8 @@ struct param_home {
     enum param_group group;
     bool frozen;
 };
-void block_declare(struct block *b, int slot, const struct param_home *home, struct param_spec spec);
+void block_declare(struct block *b, int slot, const struct param_home *home,
+                   struct param_spec spec);
 
 /* View over the matrices of fused parameters slot..slot+n-1; data NULL if absent (or frozen). */
 struct tensor block_weight(const struct block *b, int slot, int n);

@@ -27,7 +27,9 @@ int64_t param_global_count(const struct param *p) {
     return n;
 }
 
-int64_t param_local_count(const struct param *p) { return p->rows * p->cols; }
+int64_t param_local_count(const struct param *p) {
+    return p->rows * p->cols;
+}
 
 /* Elements of one index of the column axis: everything beyond the second dimension. */
 static int64_t inner_count(const struct param *p) {

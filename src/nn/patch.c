@@ -66,8 +66,8 @@ static void patch_forward(struct block *b, struct pass *p, const struct tensor *
     arena_release(p->scratch, mark);
 }
 
-static void patch_backward(struct block *b, struct pass *p, const struct tensor *x,
-                           struct saved *s, const struct tensor *dy, const struct tensor *dx) {
+static void patch_backward(struct block *b, struct pass *p, const struct tensor *x, struct saved *s,
+                           const struct tensor *dy, const struct tensor *dx) {
     (void)x, (void)dx;
     const struct vision_config *c = b->config;
     struct backend *be = p->be;
@@ -106,18 +106,36 @@ void block_patch_embed(struct block *b, const struct vision_config *c) {
     double std = 0.02, std_class = 1.0 / sqrt((double)h);
     struct param_home home = {"model/vision_tower/", "vision_tower.vision_model.", -1, PARAM_VISION,
                               c->frozen};
-    struct param_spec spec[] = {
-        {.name = "embeddings/class_embedding", .dims = "features", .ndim = 1, .shape = {h},
-         .init = INIT_NORMAL, .scale = std_class},
-        {.name = "embeddings/patch_embedding/weight",
-         .dims = "out_features,channels,height,width", .ndim = 4,
-         .shape = {h, c->channels, c->patch, c->patch}, .init = INIT_NORMAL, .scale = std},
-        {.name = "embeddings/position_embedding/weight", .dims = "positions,features", .ndim = 2,
-         .shape = {n + 1, h}, .init = INIT_NORMAL, .scale = std},
-        {.name = "pre_layrnorm/weight", .dims = "features", .ndim = 1, .shape = {h},
-         .init = INIT_ONE, .no_decay = true},
-        {.name = "pre_layrnorm/bias", .dims = "features", .ndim = 1, .shape = {h},
-         .init = INIT_ZERO, .no_decay = true}};
+    struct param_spec spec[] = {{.name = "embeddings/class_embedding",
+                                 .dims = "features",
+                                 .ndim = 1,
+                                 .shape = {h},
+                                 .init = INIT_NORMAL,
+                                 .scale = std_class},
+                                {.name = "embeddings/patch_embedding/weight",
+                                 .dims = "out_features,channels,height,width",
+                                 .ndim = 4,
+                                 .shape = {h, c->channels, c->patch, c->patch},
+                                 .init = INIT_NORMAL,
+                                 .scale = std},
+                                {.name = "embeddings/position_embedding/weight",
+                                 .dims = "positions,features",
+                                 .ndim = 2,
+                                 .shape = {n + 1, h},
+                                 .init = INIT_NORMAL,
+                                 .scale = std},
+                                {.name = "pre_layrnorm/weight",
+                                 .dims = "features",
+                                 .ndim = 1,
+                                 .shape = {h},
+                                 .init = INIT_ONE,
+                                 .no_decay = true},
+                                {.name = "pre_layrnorm/bias",
+                                 .dims = "features",
+                                 .ndim = 1,
+                                 .shape = {h},
+                                 .init = INIT_ZERO,
+                                 .no_decay = true}};
     for (int i = 0; i < 5; i++) {
         spec[i].hf_name = spec[i].name;
         spec[i].cut = cut_none();

@@ -17,7 +17,8 @@ static int64_t image_rows(const struct block *b, const struct microbatch *mb, bo
 static struct linear half_linear(const struct block *b, const struct pass *p,
                                  struct row_split *split) {
     const struct model_shape *m = b->config;
-    struct linear l = block_linear(b, b->variant == 1 ? LINEAR_ROW : LINEAR_COLUMN, WEIGHT, BIAS, 1);
+    struct linear l =
+        block_linear(b, b->variant == 1 ? LINEAR_ROW : LINEAR_COLUMN, WEIGHT, BIAS, 1);
     l.gather_output = m->projector.affine;
     if (b->sequence_parallel) {
         rows_split(ROWS_IMAGE, p->mb, vision_patches(&m->vision) + 1, m->vision.drop_class,
@@ -121,12 +122,17 @@ static void affine_backward(struct block *b, struct pass *p, const struct tensor
     arena_release(p->scratch, mark);
 }
 
-static const struct block_ops fc1_ops = {.name = "projector_fc1", .out_shape = fc1_shape,
-                                         .save = fc1_save, .forward = fc1_forward,
+static const struct block_ops fc1_ops = {.name = "projector_fc1",
+                                         .out_shape = fc1_shape,
+                                         .save = fc1_save,
+                                         .forward = fc1_forward,
                                          .backward = fc1_backward};
-static const struct block_ops fc2_ops = {.name = "projector_fc2", .out_shape = out_shape,
-                                         .forward = fc2_forward, .backward = fc2_backward};
-static const struct block_ops affine_ops = {.name = "projector_affine", .out_shape = out_shape,
+static const struct block_ops fc2_ops = {.name = "projector_fc2",
+                                         .out_shape = out_shape,
+                                         .forward = fc2_forward,
+                                         .backward = fc2_backward};
+static const struct block_ops affine_ops = {.name = "projector_affine",
+                                            .out_shape = out_shape,
                                             .forward = affine_forward,
                                             .backward = affine_backward};
 
@@ -139,22 +145,32 @@ void block_projector(struct block *b, const struct model_shape *m, int half) {
     int64_t out = half == 0 && !c->affine ? c->hidden : c->out;
     int64_t cut_size = c->affine ? c->out : c->hidden;
     struct cut cut = cut_even(half == 1 ? 1 : 0, cut_size, feature_granule(cut_size));
-    const char *weight = c->affine ? "linear/weight" : half == 0 ? "linear_1/weight" : "linear_2/weight";
+    const char *weight = c->affine   ? "linear/weight"
+                         : half == 0 ? "linear_1/weight"
+                                     : "linear_2/weight";
     const char *bias = c->affine ? "linear/bias" : half == 0 ? "linear_1/bias" : "linear_2/bias";
     struct param_home home = {"model/mm_projector/", "multi_modal_projector.", -1, PARAM_PROJECTOR,
                               c->frozen};
     double bound = 1.0 / sqrt((double)in);
     block_declare(b, WEIGHT, &home,
-                  (struct param_spec){.name = weight, .hf_name = weight,
-                                      .dims = "out_features,in_features", .ndim = 2,
-                                      .shape = {out, in}, .cut = cut,
+                  (struct param_spec){.name = weight,
+                                      .hf_name = weight,
+                                      .dims = "out_features,in_features",
+                                      .ndim = 2,
+                                      .shape = {out, in},
+                                      .cut = cut,
                                       .init = c->uniform_init ? INIT_UNIFORM : INIT_NORMAL,
                                       .scale = c->uniform_init ? bound : c->init_std});
     if (!c->bias) return;
     block_declare(b, BIAS, &home,
-                  (struct param_spec){.name = bias, .hf_name = bias, .dims = "out_features",
-                                      .ndim = 1, .shape = {out},
+                  (struct param_spec){.name = bias,
+                                      .hf_name = bias,
+                                      .dims = "out_features",
+                                      .ndim = 1,
+                                      .shape = {out},
                                       .cut = half == 1 ? cut_none() : cut,
                                       .init = c->uniform_init ? INIT_UNIFORM : INIT_ZERO,
-                                      .scale = bound, .no_decay = true, .rows_local = half == 1});
+                                      .scale = bound,
+                                      .no_decay = true,
+                                      .rows_local = half == 1});
 }

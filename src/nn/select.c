@@ -4,13 +4,15 @@
 
 enum slot { POST_W, POST_B };
 
-static int64_t tile_rows(const struct vision_config *c) { return vision_patches(c) + 1; }
+static int64_t tile_rows(const struct vision_config *c) {
+    return vision_patches(c) + 1;
+}
 
 static void select_shape(const struct block *b, const struct microbatch *mb, int64_t *rows,
                          int64_t *cols) {
     const struct vision_config *c = b->config;
-    *rows = rows_held(ROWS_IMAGE, mb, tile_rows(c), c->drop_class, b->sequence_parallel,
-                      b->tp_size, b->tp_rank);
+    *rows = rows_held(ROWS_IMAGE, mb, tile_rows(c), c->drop_class, b->sequence_parallel, b->tp_size,
+                      b->tp_rank);
     *cols = c->hidden;
 }
 
@@ -39,9 +41,14 @@ void block_select(struct block *b, const struct vision_config *c) {
     b->config = c;
     struct param_home home = {"model/vision_tower/", "vision_tower.vision_model.", -1, PARAM_VISION,
                               true};
-    struct param_spec norm = {.name = "post_layernorm/weight", .hf_name = "post_layernorm/weight",
-                              .dims = "features", .ndim = 1, .shape = {c->hidden},
-                              .cut = cut_none(), .init = INIT_ONE, .no_decay = true};
+    struct param_spec norm = {.name = "post_layernorm/weight",
+                              .hf_name = "post_layernorm/weight",
+                              .dims = "features",
+                              .ndim = 1,
+                              .shape = {c->hidden},
+                              .cut = cut_none(),
+                              .init = INIT_ONE,
+                              .no_decay = true};
     block_declare(b, POST_W, &home, norm);
     norm.name = norm.hf_name = "post_layernorm/bias";
     norm.init = INIT_ZERO;

@@ -12,8 +12,18 @@
 #include "nn_impl.h"
 
 enum slot {
-    NORM1_W, NORM1_B, QKV_W, QKV_B = QKV_W + 3, OUT_W = QKV_B + 3, OUT_B, NORM2_W, NORM2_B,
-    FC1_W, FC1_B = FC1_W + 2, FC2_W = FC1_B + 2, FC2_B
+    NORM1_W,
+    NORM1_B,
+    QKV_W,
+    QKV_B = QKV_W + 3,
+    OUT_W = QKV_B + 3,
+    OUT_B,
+    NORM2_W,
+    NORM2_B,
+    FC1_W,
+    FC1_B = FC1_W + 2,
+    FC2_W = FC1_B + 2,
+    FC2_B
 };
 enum kept { STATS1, QKV, ATT, LSE, MID, STATS2, PRE };
 
@@ -81,8 +91,8 @@ static struct attention attention_setup(const struct block *b, const struct pass
     if (p->training && c->attention_dropout > 0) {
         const struct param *q = block_param(b, QKV_W);
         a.drop_prob = c->attention_dropout;
-        a.drop_key = rng_drop_key(p->run_key, RNG_DROP_ATTENTION, (uint32_t)b->stack_layer,
-                                  p->mb->step);
+        a.drop_key =
+            rng_drop_key(p->run_key, RNG_DROP_ATTENTION, (uint32_t)b->stack_layer, p->mb->step);
         a.drop_sample = p->tab->segment_sample;
         a.first_head = cut_part(&q->cut, b->tp_size, b->tp_rank).global[0] / c->head_dim;
     }
@@ -181,10 +191,10 @@ static void mlp_half(struct block *b, struct pass *p, const struct frame *f, str
     struct tensor a = activate(p, f, &s->t[PRE]);
     struct dropout drop;
     linear_forward(&f->fc2, p, &a, y);
-    p->be->ops->bias_dropout_add(p->be, y, tensor_or_null(&f->fc2.b), mid,
-                                 pass_dropout(p, f->c->hidden_dropout, RNG_DROP_MLP_OUT,
-                                              b->stack_layer, f->first, &drop),
-                                 y);
+    p->be->ops->bias_dropout_add(
+        p->be, y, tensor_or_null(&f->fc2.b), mid,
+        pass_dropout(p, f->c->hidden_dropout, RNG_DROP_MLP_OUT, b->stack_layer, f->first, &drop),
+        y);
 }
 
 static void transformer_forward(struct block *b, struct pass *p, const struct tensor *x,
@@ -251,8 +261,8 @@ static void mlp_back(struct block *b, struct pass *p, const struct frame *f, str
     norm_back(b, p, NORM2_W, &dn, &s->t[MID], &s->t[STATS2], dx);
 }
 
-static void attention_back(struct block *b, struct pass *p, const struct frame *f,
-                           struct saved *s, const struct tensor *x, const struct tensor *dx) {
+static void attention_back(struct block *b, struct pass *p, const struct frame *f, struct saved *s,
+                           const struct tensor *x, const struct tensor *dx) {
     const struct tensor *qkv = &s->t[QKV];
     struct tensor dqkv = scratch_tensor(p, qkv->rows, qkv->cols);
     size_t mark = arena_mark(p->scratch);
@@ -302,23 +312,42 @@ static const struct block_ops transformer_ops = {.name = "transformer",
 static const struct block_ops identity_ops = {.name = "identity", .out_shape = block_rows};
 
 static struct param_spec norm_spec(const char *name, const char *hf, int64_t h, bool bias) {
-    return (struct param_spec){.name = name, .hf_name = hf, .dims = "features", .ndim = 1,
-                               .shape = {h}, .cut = cut_none(), .init = bias ? INIT_ZERO : INIT_ONE,
-                               .no_decay = true, .rows_local = true};
+    return (struct param_spec){.name = name,
+                               .hf_name = hf,
+                               .dims = "features",
+                               .ndim = 1,
+                               .shape = {h},
+                               .cut = cut_none(),
+                               .init = bias ? INIT_ZERO : INIT_ONE,
+                               .no_decay = true,
+                               .rows_local = true};
 }
 
 static struct param_spec matrix_spec(const char *name, const char *hf, int64_t out, int64_t in,
                                      struct cut cut, double std, bool fused) {
-    return (struct param_spec){.name = name, .hf_name = hf, .dims = "out_features,in_features",
-                               .ndim = 2, .shape = {out, in}, .cut = cut, .init = INIT_NORMAL,
-                               .scale = std, .fused = fused};
+    return (struct param_spec){.name = name,
+                               .hf_name = hf,
+                               .dims = "out_features,in_features",
+                               .ndim = 2,
+                               .shape = {out, in},
+                               .cut = cut,
+                               .init = INIT_NORMAL,
+                               .scale = std,
+                               .fused = fused};
 }
 
 static struct param_spec bias_spec(const char *name, const char *hf, int64_t n, struct cut cut,
                                    bool fused) {
-    return (struct param_spec){.name = name, .hf_name = hf, .dims = "out_features", .ndim = 1,
-                               .shape = {n}, .cut = cut, .init = INIT_ZERO, .no_decay = true,
-                               .fused = fused, .rows_local = cut.axis < 0};
+    return (struct param_spec){.name = name,
+                               .hf_name = hf,
+                               .dims = "out_features",
+                               .ndim = 1,
+                               .shape = {n},
+                               .cut = cut,
+                               .init = INIT_ZERO,
+                               .no_decay = true,
+                               .fused = fused,
+                               .rows_local = cut.axis < 0};
 }
 
 /* Name of a leaf, twice: block_declare turns the slashes of the second into dots. */
@@ -344,19 +373,22 @@ static void declare_attention(struct block *b, const struct param_home *home,
     struct cut q_cut = cut_even(0, q, c->heads / c->kv_heads * d), kv_cut = cut_even(0, kv, d);
     struct cut in_cut = q_cut;
     in_cut.axis = 1;
-    block_declare(b, QKV_W, home, matrix_spec(SPEC_NAME("self_attn/q_proj", "weight"), q, c->hidden,
-                                              q_cut, c->std_qkv, false));
-    block_declare(b, QKV_W + 1, home, matrix_spec(SPEC_NAME("self_attn/k_proj", "weight"), kv,
-                                                  c->hidden, kv_cut, c->std_qkv, true));
-    block_declare(b, QKV_W + 2, home, matrix_spec(SPEC_NAME("self_attn/v_proj", "weight"), kv,
-                                                  c->hidden, kv_cut, c->std_qkv, true));
+    block_declare(b, QKV_W, home,
+                  matrix_spec(SPEC_NAME("self_attn/q_proj", "weight"), q, c->hidden, q_cut,
+                              c->std_qkv, false));
+    block_declare(b, QKV_W + 1, home,
+                  matrix_spec(SPEC_NAME("self_attn/k_proj", "weight"), kv, c->hidden, kv_cut,
+                              c->std_qkv, true));
+    block_declare(b, QKV_W + 2, home,
+                  matrix_spec(SPEC_NAME("self_attn/v_proj", "weight"), kv, c->hidden, kv_cut,
+                              c->std_qkv, true));
     if (c->qkv_bias) {
-        block_declare(b, QKV_B, home, bias_spec(SPEC_NAME("self_attn/q_proj", "bias"), q, q_cut,
-                                                false));
-        block_declare(b, QKV_B + 1, home, bias_spec(SPEC_NAME("self_attn/k_proj", "bias"), kv,
-                                                    kv_cut, true));
-        block_declare(b, QKV_B + 2, home, bias_spec(SPEC_NAME("self_attn/v_proj", "bias"), kv,
-                                                    kv_cut, true));
+        block_declare(b, QKV_B, home,
+                      bias_spec(SPEC_NAME("self_attn/q_proj", "bias"), q, q_cut, false));
+        block_declare(b, QKV_B + 1, home,
+                      bias_spec(SPEC_NAME("self_attn/k_proj", "bias"), kv, kv_cut, true));
+        block_declare(b, QKV_B + 2, home,
+                      bias_spec(SPEC_NAME("self_attn/v_proj", "bias"), kv, kv_cut, true));
     }
     const char *out = c->vision ? "self_attn/out_proj/weight" : "self_attn/o_proj/weight";
     const char *out_b = c->vision ? "self_attn/out_proj/bias" : "self_attn/o_proj/bias";
@@ -373,19 +405,20 @@ static void declare_mlp(struct block *b, const struct param_home *home,
     const char *first_b = c->glu ? "mlp/gate_proj/bias" : "mlp/fc1/bias";
     const char *last = c->glu ? "mlp/down_proj/weight" : "mlp/fc2/weight";
     const char *last_b = c->glu ? "mlp/down_proj/bias" : "mlp/fc2/bias";
-    block_declare(b, FC1_W, home, matrix_spec(first, first, c->ffn, c->hidden, cut, c->std_fc1,
-                                              false));
+    block_declare(b, FC1_W, home,
+                  matrix_spec(first, first, c->ffn, c->hidden, cut, c->std_fc1, false));
     if (c->glu)
-        block_declare(b, FC1_W + 1, home, matrix_spec(SPEC_NAME("mlp/up_proj", "weight"), c->ffn,
-                                                      c->hidden, cut, c->std_fc1, true));
+        block_declare(b, FC1_W + 1, home,
+                      matrix_spec(SPEC_NAME("mlp/up_proj", "weight"), c->ffn, c->hidden, cut,
+                                  c->std_fc1, true));
     if (c->bias) {
         block_declare(b, FC1_B, home, bias_spec(first_b, first_b, c->ffn, cut, false));
         if (c->glu)
-            block_declare(b, FC1_B + 1, home, bias_spec(SPEC_NAME("mlp/up_proj", "bias"), c->ffn,
-                                                        cut, true));
+            block_declare(b, FC1_B + 1, home,
+                          bias_spec(SPEC_NAME("mlp/up_proj", "bias"), c->ffn, cut, true));
     }
-    block_declare(b, FC2_W, home, matrix_spec(last, last, c->hidden, c->ffn, in_cut, c->std_fc2,
-                                              false));
+    block_declare(b, FC2_W, home,
+                  matrix_spec(last, last, c->hidden, c->ffn, in_cut, c->std_fc2, false));
     if (c->bias)
         block_declare(b, FC2_B, home, bias_spec(last_b, last_b, c->hidden, cut_none(), false));
 }
@@ -395,7 +428,8 @@ void block_transformer(struct block *b, const struct transformer_config *c, bool
     b->config = c;
     struct param_home home = {
         c->vision ? "model/vision_tower/encoder/layers/%03d/" : "model/language_model/layers/%03d/",
-        c->vision ? "vision_tower.vision_model.encoder.layers.%d." : "language_model.model.layers.%d.",
+        c->vision ? "vision_tower.vision_model.encoder.layers.%d."
+                  : "language_model.model.layers.%d.",
         c->number, c->vision ? PARAM_VISION : PARAM_LANGUAGE, c->frozen || identity};
     bool norm_bias = c->norm == NORM_LAYER;
     declare_norm(b, &home, NORM1_W, c->vision, false, norm_bias, c->hidden);

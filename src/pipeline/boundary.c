@@ -33,7 +33,8 @@ int boundary_streams(const struct stack *s, int cut, const struct microbatch *mb
         }
         o->cols = s->shape.language.hidden;
         return 1;
-    case LAYER_KIND_COUNT: break;
+    case LAYER_KIND_COUNT:
+        break;
     }
     CHECK(false, "layer %d has no kind", cut);
 }

@@ -9,7 +9,9 @@ size_t pipeline_memory_bytes(const struct pipeline_memory *m) {
            (size_t)m->n_grad_send * m->grad_send_bytes + m->scratch_bytes + m->workspace_bytes;
 }
 
-static size_t align_up(size_t n) { return (n + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN; }
+static size_t align_up(size_t n) {
+    return (n + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+}
 
 static struct stream cut_stream_of(const struct stage *st, const struct backend *be, int cut,
                                    const struct microbatch *mb) {
@@ -19,11 +21,12 @@ static struct stream cut_stream_of(const struct stage *st, const struct backend 
 }
 
 static size_t message_bytes(const struct stream *s) {
-    return align_up(MESSAGE_HEADER_BYTES +
-                    (size_t)(s->rows * s->cols) * dtype_size(s->dtype));
+    return align_up(MESSAGE_HEADER_BYTES + (size_t)(s->rows * s->cols) * dtype_size(s->dtype));
 }
 
-static bool has_output(const struct stage *st) { return st->end < st->stack->n_layers; }
+static bool has_output(const struct stage *st) {
+    return st->end < st->stack->n_layers;
+}
 
 static void measure_messages(const struct stage *st, const struct backend *be,
                              const struct microbatch *mb, struct pipeline_memory *out) {
@@ -47,7 +50,9 @@ static struct tensor fake(const struct stream *s) {
     return tensor_view((void *)(uintptr_t)ARENA_ALIGN, s->rows, s->cols, s->dtype);
 }
 
-static double flops(const struct backend *be) { return be->gemm_flops + be->attention_flops; }
+static double flops(const struct backend *be) {
+    return be->gemm_flops + be->attention_flops;
+}
 
 void pipeline_measure(struct stage *st, struct backend *be, const struct grid *grid, int P,
                       int stage, const struct pipeline_settings *settings,
@@ -64,10 +69,16 @@ void pipeline_measure(struct stage *st, struct backend *be, const struct grid *g
     arena_init_measuring(&slot.arena, "slot");
     arena_init_measuring(&scratch, "scratch");
     stage_tables_layout(st, largest, &slot.arena, &tables);
-    struct pass p = {.be = be, .tp = grid_group(grid, GROUP_TP), .scratch = &scratch,
-                     .mb = largest, .tab = &tables, .run_key = settings->run_key,
-                     .sequence_parallel = st->stack->sequence_parallel, .training = true,
-                     .gradient = true, .loss_scale = 1.0};
+    struct pass p = {.be = be,
+                     .tp = grid_group(grid, GROUP_TP),
+                     .scratch = &scratch,
+                     .mb = largest,
+                     .tab = &tables,
+                     .run_key = settings->run_key,
+                     .sequence_parallel = st->stack->sequence_parallel,
+                     .training = true,
+                     .gradient = true,
+                     .loss_scale = 1.0};
     struct tensor in = {.dtype = be->dtype}, result, dout = {.dtype = be->dtype}, din;
     if (st->first > 0) {
         struct stream s = cut_stream_of(st, be, st->first, largest);
@@ -83,8 +94,7 @@ void pipeline_measure(struct stage *st, struct backend *be, const struct grid *g
     stage_forward(st, &p, &slot, &in, &result);
     out->forward_flops = flops(be) - start;
     if (has_output(st)) dout = result;
-    if (st->backward)
-        stage_backward(st, &p, &slot, &dout, st->input_gradient ? &din : NULL);
+    if (st->backward) stage_backward(st, &p, &slot, &dout, st->input_gradient ? &din : NULL);
     out->backward_flops = flops(be) - start - out->forward_flops;
     out->slot_bytes = align_up(slot.arena.peak);
     out->scratch_bytes = align_up(scratch.peak);

@@ -30,8 +30,13 @@ static void describe_wait(void *arg, char *text, size_t size) {
 
 static void wait_send(struct pipeline *pl, struct buffer *b) {
     if (!b->transfer.active) return;
-    struct waiting w = {.pl = pl, .op = pl->at, .tag = b->tag, .sending = true, .peer = b->peer,
-                        .rows = b->rows, .cols = b->cols};
+    struct waiting w = {.pl = pl,
+                        .op = pl->at,
+                        .tag = b->tag,
+                        .sending = true,
+                        .peer = b->peer,
+                        .rows = b->rows,
+                        .cols = b->cols};
     comm_wait(pl->grid, &b->transfer, describe_wait, &w);
 }
 
@@ -40,8 +45,8 @@ static int message_tag(int direction, int stream, int micro_batch) {
     return direction + 2 * (stream + 4 * (32 * (micro_batch % 64)));
 }
 
-static void fill_header(const struct pipeline *pl, const struct microbatch *mb, int k, int direction,
-                        int cut, int source, int destination, const struct stream *s,
+static void fill_header(const struct pipeline *pl, const struct microbatch *mb, int k,
+                        int direction, int cut, int source, int destination, const struct stream *s,
                         struct message_header *h) {
     memset(h, 0, sizeof *h);
     h->magic = MESSAGE_MAGIC;
@@ -80,7 +85,8 @@ static void begin_send(struct pipeline *pl, struct buffer *b, int k, int directi
     fill_header(pl, mb, k, direction, cut, pl->stage_index, peer, &s, h);
     CHECK(s.rows == b->rows && s.cols == b->cols,
           "the cut before layer %d should carry %" PRId64 " x %" PRId64 ", the stage made %" PRId64
-          " x %" PRId64, cut, s.rows, s.cols, b->rows, b->cols);
+          " x %" PRId64,
+          cut, s.rows, s.cols, b->rows, b->cols);
     b->tag = message_tag(direction, 0, k);
     b->peer = peer;
     comm_send_begin(pl->grid, direction, peer, b->tag, b->raw,
@@ -127,14 +133,15 @@ static void post_ahead(struct pipeline *pl) {
 static int finish_recv(struct pipeline *pl, int op) {
     if (pl->posted < op) begin_recv(pl, op);
     struct buffer *b = recv_buffer(pl, pl->list->op[op].kind, pl->list->op[op].micro_batch);
-    struct waiting w = {.pl = pl, .op = op, .tag = b->tag, .peer = b->peer, .rows = b->rows,
-                        .cols = b->cols};
+    struct waiting w = {
+        .pl = pl, .op = op, .tag = b->tag, .peer = b->peer, .rows = b->rows, .cols = b->cols};
     size_t got = comm_wait(pl->grid, &b->transfer, describe_wait, &w);
     TRY(message_check((const struct message_header *)b->raw, &b->expected));
     if (got != MESSAGE_HEADER_BYTES + (size_t)b->expected.payload_bytes)
-        return error_raise(EXIT_INTERNAL,
-                           "micro-batch %d from stage %d: %zu bytes arrived, its header says %" PRId64,
-                           b->expected.micro_batch, b->peer, got, b->expected.payload_bytes);
+        return error_raise(
+            EXIT_INTERNAL,
+            "micro-batch %d from stage %d: %zu bytes arrived, its header says %" PRId64,
+            b->expected.micro_batch, b->peer, got, b->expected.payload_bytes);
     return 0;
 }
 
@@ -200,12 +207,20 @@ static int run_operation(struct pipeline *pl, const struct pipeline_result *resu
     int k = op->micro_batch;
     switch (op->kind) {
     case OP_RECV_ACT:
-    case OP_RECV_GRAD: return finish_recv(pl, pl->at);
-    case OP_FORWARD: return run_forward(pl, k, result);
-    case OP_BACKWARD: return run_backward(pl, k);
-    case OP_SEND_ACT: begin_send(pl, &pl->flight[k % pl->memory.n_slots].out, k, 0); return 0;
-    case OP_SEND_GRAD: begin_send(pl, &pl->grad_send[k % pl->memory.n_grad_send], k, 1); return 0;
-    case OP_KIND_COUNT: break;
+    case OP_RECV_GRAD:
+        return finish_recv(pl, pl->at);
+    case OP_FORWARD:
+        return run_forward(pl, k, result);
+    case OP_BACKWARD:
+        return run_backward(pl, k);
+    case OP_SEND_ACT:
+        begin_send(pl, &pl->flight[k % pl->memory.n_slots].out, k, 0);
+        return 0;
+    case OP_SEND_GRAD:
+        begin_send(pl, &pl->grad_send[k % pl->memory.n_grad_send], k, 1);
+        return 0;
+    case OP_KIND_COUNT:
+        break;
     }
     CHECK(false, "operation %d", op->kind);
 }
@@ -244,17 +259,22 @@ static int build_lists(struct pipeline *pl) {
     bool grad_in = st->input_gradient && pl->stage_index > 0;
     TRY(schedule_build(pl->settings.schedule, pl->P, pl->stage_index, pl->settings.micro_batches,
                        st->backward, grad_in, grad_out, false, &pl->train));
-    return schedule_build(pl->settings.schedule, pl->P, pl->stage_index,
-                          pl->settings.micro_batches, st->backward, grad_in, grad_out, true,
-                          &pl->evaluate);
+    return schedule_build(pl->settings.schedule, pl->P, pl->stage_index, pl->settings.micro_batches,
+                          st->backward, grad_in, grad_out, true, &pl->evaluate);
 }
 
 int pipeline_create(struct stage *st, struct backend *be, const struct grid *grid, int P, int stage,
                     const struct pipeline_settings *settings, const struct pipeline_memory *memory,
                     struct arena *step, struct arena *scratch, struct pipeline **out) {
     struct pipeline *pl = xcalloc(1, sizeof *pl);
-    *pl = (struct pipeline){.stage = st, .be = be, .grid = grid, .P = P, .stage_index = stage,
-                            .settings = *settings, .memory = *memory, .scratch = scratch};
+    *pl = (struct pipeline){.stage = st,
+                            .be = be,
+                            .grid = grid,
+                            .P = P,
+                            .stage_index = stage,
+                            .settings = *settings,
+                            .memory = *memory,
+                            .scratch = scratch};
     TRY(build_lists(pl));
     pl->flight = xcalloc((size_t)memory->n_slots, sizeof *pl->flight);
     pl->act_recv = xcalloc((size_t)memory->n_act_recv + 1, sizeof *pl->act_recv);

@@ -8,7 +8,9 @@ size_t rank_plan_life(const struct rank_plan *p) {
     return p->weights + p->gradients + p->tables + p->optimizer;
 }
 
-size_t rank_plan_step(const struct rank_plan *p) { return p->activations + p->messages; }
+size_t rank_plan_step(const struct rank_plan *p) {
+    return p->activations + p->messages;
+}
 
 size_t rank_plan_total(const struct rank_plan *p) {
     return rank_plan_life(p) + rank_plan_step(p) + p->scratch + p->workspace;
@@ -23,8 +25,10 @@ void plan_layout_from_config(const struct config *cfg, const int64_t *split,
         .dp = (int)cfg->derived.data_parallel_size,
         .tp_pp_dp = cfg->parallel.use_tp_pp_dp_mapping,
         .split = split,
-        .dtype = cfg->training.bf16 ? DTYPE_BF16 : cfg->training.fp16 ? DTYPE_F16 : DTYPE_F32,
-        .recompute = !full ? REPEAT_NOTHING
+        .dtype = cfg->training.bf16   ? DTYPE_BF16
+                 : cfg->training.fp16 ? DTYPE_F16
+                                      : DTYPE_F32,
+        .recompute = !full                                               ? REPEAT_NOTHING
                      : cfg->training.recompute_method == RECOMPUTE_BLOCK ? REPEAT_BLOCK
                                                                          : REPEAT_UNIFORM,
         .recompute_layers = cfg->training.recompute_num_layers,
@@ -49,7 +53,9 @@ int plan_first_layer(const struct plan_layout *l, int pp) {
     return (int)first;
 }
 
-static size_t align_up(size_t n) { return (n + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN; }
+static size_t align_up(size_t n) {
+    return (n + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+}
 
 static void count_params(const struct param_set *s, struct rank_plan *out) {
     for (int i = 0; i < s->n; i++) {
@@ -114,8 +120,8 @@ int plan_rank(const struct stack *s, const struct plan_layout *layout, int tp, i
     struct stage st;
     TRY(stage_build(s, out->first, out->end, layout->tp, tp, layout->recompute,
                     layout->recompute_layers, &st));
-    struct grid *grid = grid_create_measuring(layout->tp, layout->pp, layout->dp, layout->tp_pp_dp,
-                                              tp, pp, dp);
+    struct grid *grid =
+        grid_create_measuring(layout->tp, layout->pp, layout->dp, layout->tp_pp_dp, tp, pp, dp);
     struct backend *be = backend_create_measuring(layout->dtype);
     int rc = measure_stage(&st, layout, grid, be, largest, out);
     backend_destroy(be);

@@ -122,10 +122,16 @@ static void place_images(struct batcher *b, struct descriptor *d, const struct s
 static void describe(struct batcher *b, struct descriptor *d, int64_t step, int64_t consumed,
                      int64_t index) {
     int64_t n = b->s.micro_batch_size, first = index * n;
-    d->mb = (struct microbatch){.step = step, .index = index, .first_sample = first, .samples = n,
-                                .sample_id = d->sample_id, .cu_tokens = d->cu_tokens,
-                                .text_len = d->text_len, .sample_images = d->sample_images,
-                                .image_tiles = d->image_tiles, .image_row = d->image_row};
+    d->mb = (struct microbatch){.step = step,
+                                .index = index,
+                                .first_sample = first,
+                                .samples = n,
+                                .sample_id = d->sample_id,
+                                .cu_tokens = d->cu_tokens,
+                                .text_len = d->text_len,
+                                .sample_images = d->sample_images,
+                                .image_tiles = d->image_tiles,
+                                .image_row = d->image_row};
     d->ticket = -1;
     d->cu_tokens[0] = 0;
     d->sample_images[0] = 0;
@@ -231,7 +237,8 @@ static void fill_vision(struct filler *f, const struct batch_tables *t) {
     if (t->select_row == NULL) return;
     struct row_split tower;
     rows_split(ROWS_VISION, mb, tile, false, f->sp ? f->b->stage->tp_size : 1, &tower);
-    int64_t first = f->sp ? tower.offset[f->tp] : 0, end = tower.offset[f->sp ? f->tp + 1 : 1], n = 0;
+    int64_t first = f->sp ? tower.offset[f->tp] : 0, end = tower.offset[f->sp ? f->tp + 1 : 1],
+            n = 0;
     for (int64_t r = first; r < end; r++)
         if (!v->drop_class || r % tile != 0) f->b->staging[n++] = (int32_t)(r - first);
     put(f, t->select_row, n);
@@ -281,7 +288,8 @@ static void fill_embedding(struct filler *f, const struct batch_tables *t) {
                        (size_t)count * sizeof *staging);
     if (f->sp)
         for (int64_t i = 0; i < mb->image_rows; i++) {
-            bool mine = staging[i] >= f->text.offset[f->tp] && staging[i] < f->text.offset[f->tp + 1];
+            bool mine =
+                staging[i] >= f->text.offset[f->tp] && staging[i] < f->text.offset[f->tp + 1];
             staging[i] = mine ? staging[i] - (int32_t)f->text.offset[f->tp] : -1;
         }
     put(f, t->image_to_row, mb->image_rows);
@@ -335,7 +343,8 @@ static void fill_head(struct filler *f, const struct batch_tables *t) {
     put(f, t->target_row, n);
     if (f->sp)
         for (int64_t i = 0; i < n; i++) {
-            bool mine = staging[i] >= f->text.offset[f->tp] && staging[i] < f->text.offset[f->tp + 1];
+            bool mine =
+                staging[i] >= f->text.offset[f->tp] && staging[i] < f->text.offset[f->tp + 1];
             staging[i] = mine ? staging[i] - (int32_t)f->text.offset[f->tp] : -1;
         }
     put(f, t->my_target_row, n);
@@ -363,7 +372,10 @@ static int source_tables(void *arg, int k, struct backend *be, struct arena *are
     struct batcher *b = arg;
     const struct vision_config *v = &b->stack->shape.vision;
     const struct microbatch *mb = &b->now[k].mb;
-    struct filler f = {.b = b, .be = be, .d = &b->now[k], .sp = b->stack->sequence_parallel,
+    struct filler f = {.b = b,
+                       .be = be,
+                       .d = &b->now[k],
+                       .sp = b->stack->sequence_parallel,
                        .tp = b->stage->tp_rank};
     if (f.sp) {
         rows_split(ROWS_IMAGE, mb, vision_patches(v) + 1, v->drop_class, b->stage->tp_size,
@@ -397,7 +409,15 @@ struct microbatch_source batcher_source(struct batcher *b) {
     return (struct microbatch_source){b, source_descriptor, source_tables, source_loss_scale};
 }
 
-int64_t batcher_targets(const struct batcher *b) { return b->targets; }
-int64_t batcher_tokens(const struct batcher *b) { return b->tokens; }
-int64_t batcher_images(const struct batcher *b) { return b->images; }
-double batcher_wait_seconds(const struct batcher *b) { return b->wait_seconds; }
+int64_t batcher_targets(const struct batcher *b) {
+    return b->targets;
+}
+int64_t batcher_tokens(const struct batcher *b) {
+    return b->tokens;
+}
+int64_t batcher_images(const struct batcher *b) {
+    return b->images;
+}
+double batcher_wait_seconds(const struct batcher *b) {
+    return b->wait_seconds;
+}

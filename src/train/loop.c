@@ -4,7 +4,9 @@
 
 #include "run_impl.h"
 
-static const struct group *world(const struct run *r) { return grid_group(r->grid, GROUP_WORLD); }
+static const struct group *world(const struct run *r) {
+    return grid_group(r->grid, GROUP_WORLD);
+}
 
 /* Loss of the step on every rank. Only the last stage's first TP rank speaks; adding the zeros of
  * the others is exact, and dp parts are added in rank order. */
@@ -14,7 +16,8 @@ static int sum_loss(struct run *r, double *loss) {
     struct microbatch_source source = batcher_source(r->batcher);
     double sum[2] = {0, 0};
     for (int k = 0; speaks && k < r->layout.pipeline.micro_batches; k++) {
-        double factor = c->training.calculate_per_token_loss ? 1.0 : source.loss_scale(r->batcher, k);
+        double factor =
+            c->training.calculate_per_token_loss ? 1.0 : source.loss_scale(r->batcher, k);
         sum[0] += factor * r->result.loss_sum[k];
         sum[1] += (double)r->result.loss_rows[k];
     }
@@ -94,7 +97,9 @@ static void advance(struct run *r, const struct step_numbers *n) {
     if (n->targets == 0) r->at.skipped_iterations++;
 }
 
-static bool multiple(int64_t step, int64_t interval) { return interval > 0 && step % interval == 0; }
+static bool multiple(int64_t step, int64_t interval) {
+    return interval > 0 && step % interval == 0;
+}
 
 static int finish(struct run *r, const char *state, int exit_code, const char *reason) {
     if (r->last_saved != r->at.step) TRY(save_checkpoint(r));

@@ -51,7 +51,8 @@ void train_data_settings(const struct config *c, struct data_settings *s) {
     s->decoder_seq_length = c->language.decoder_seq_length;
     s->dataloader_seq_length =
         c->language.dataloader_seq_length > 0 ? c->language.dataloader_seq_length : 0;
-    int64_t patches = c->vision.img_h / c->vision.patch_dim * (c->vision.img_w / c->vision.patch_dim);
+    int64_t patches =
+        c->vision.img_h / c->vision.patch_dim * (c->vision.img_w / c->vision.patch_dim);
     s->rows_per_image = patches + (c->vision.disable_vision_class_token ? 0 : 1);
     s->on_no_target = c->data.on_no_target == ON_NO_TARGET_SKIP   ? NO_TARGET_SKIP
                       : c->data.on_no_target == ON_NO_TARGET_KEEP ? NO_TARGET_KEEP

@@ -12,7 +12,9 @@
     "iteration,consumed_samples,lm_loss,grad_norm,learning_rate,target_tokens,elapsed_ms,"         \
     "samples_per_s,tokens_per_s"
 
-static double mib(size_t bytes) { return (double)bytes / (1024.0 * 1024.0); }
+static double mib(size_t bytes) {
+    return (double)bytes / (1024.0 * 1024.0);
+}
 
 /* The plan of a rank, and what its arenas have really handed out before the first step. */
 struct rank_memory {
@@ -22,13 +24,14 @@ struct rank_memory {
 
 static void report_rank(const struct rank_memory *m, int rank) {
     const struct rank_plan *p = &m->plan;
-    log_info("  rank %3d  tp %d pp %d dp %d  layers %2d..%2d  weights %.1f gradients %.1f states "
-             "%.1f tables %.1f activations %.1f messages %.1f scratch %.1f workspace %.1f = %.1f MiB"
-             " (without the last two %zu bytes, taken %zu)",
-             rank, p->tp, p->pp, p->dp, p->first, p->end - 1, mib(p->weights), mib(p->gradients),
-             mib(p->optimizer), mib(p->tables), mib(p->activations), mib(p->messages),
-             mib(p->scratch), mib(p->workspace), mib(rank_plan_total(p)),
-             rank_plan_life(p) + rank_plan_step(p), m->life + m->step);
+    log_info(
+        "  rank %3d  tp %d pp %d dp %d  layers %2d..%2d  weights %.1f gradients %.1f states "
+        "%.1f tables %.1f activations %.1f messages %.1f scratch %.1f workspace %.1f = %.1f MiB"
+        " (without the last two %zu bytes, taken %zu)",
+        rank, p->tp, p->pp, p->dp, p->first, p->end - 1, mib(p->weights), mib(p->gradients),
+        mib(p->optimizer), mib(p->tables), mib(p->activations), mib(p->messages), mib(p->scratch),
+        mib(p->workspace), mib(rank_plan_total(p)), rank_plan_life(p) + rank_plan_step(p),
+        m->life + m->step);
 }
 
 void report_plan(const struct run *r) {
@@ -45,14 +48,16 @@ void report_plan(const struct run *r) {
              r->stack.kind_count[2], r->be->threads);
     log_info("%d ranks = tensor %d x pipeline %d x data %d, split_spec = %s, %d micro-batches of "
              "%" PRId64 " samples per data rank and step",
-             n, r->layout.tp, r->layout.pp, r->layout.dp, r->layout.pp > 1 ? "as below" : "one stage",
-             r->layout.pipeline.micro_batches, c->training.micro_batch_size);
+             n, r->layout.tp, r->layout.pp, r->layout.dp,
+             r->layout.pp > 1 ? "as below" : "one stage", r->layout.pipeline.micro_batches,
+             c->training.micro_batch_size);
     for (int i = 0; i < n; i++) report_rank(&all[i], i);
     struct dataset_report d;
     dataset_report(r->data, &d);
-    log_info("data: %" PRId64 " samples (%" PRId64 " without image), %" PRId64 " images, longest %"
-             PRId64 " merged rows, %" PRId64 " cut at %" PRId64, d.samples, d.text_only, d.images,
-             d.longest, d.cut_samples, c->language.decoder_seq_length);
+    log_info("data: %" PRId64 " samples (%" PRId64 " without image), %" PRId64
+             " images, longest %" PRId64 " merged rows, %" PRId64 " cut at %" PRId64,
+             d.samples, d.text_only, d.images, d.longest, d.cut_samples,
+             c->language.decoder_seq_length);
     free(all);
 }
 
@@ -60,7 +65,8 @@ void report_plan(const struct run *r) {
 /* Keeps the header and the rows up to `step`; a crash may have left later ones. */
 static char *kept_rows(const char *text, int64_t step) {
     char *out = xmalloc(strlen(text) + sizeof METRICS_HEADER + 2);
-    size_t n = (size_t)sprintf(out, "%s\n", METRICS_HEADER);
+    size_t n = strlen(METRICS_HEADER "\n");
+    memcpy(out, METRICS_HEADER "\n", n);
     const char *line = strchr(text, '\n');
     while (line != NULL && line[1] != 0) {
         const char *end = strchr(++line, '\n');
@@ -105,8 +111,7 @@ static int write_metrics(struct run *r, const struct step_numbers *n) {
     int done = fprintf(r->metrics,
                        "%" PRId64 ",%" PRId64 ",%.17g,%.17g,%.17g,%" PRId64 ",%.17g,%.17g,%.17g\n",
                        r->at.step, r->at.consumed_samples, n->loss, n->grad_norm, n->lr, n->targets,
-                       1e3 * n->seconds,
-                       (double)r->cfg->training.global_batch_size / n->seconds,
+                       1e3 * n->seconds, (double)r->cfg->training.global_batch_size / n->seconds,
                        (double)n->tokens / n->seconds);
     if (done < 0 || fflush(r->metrics) != 0)
         return error_raise(EXIT_IO, "%s/metrics.csv cannot be written", r->cfg->run.run_dir);
@@ -124,16 +129,17 @@ static void log_line(struct run *r, const struct step_numbers *n) {
     if (r->cfg->logging.log_throughput)
         snprintf(throughput, sizeof throughput, " throughput per GPU (TFLOP/s/GPU): %.1f |",
                  t->flops / t->seconds * 1e-12);
-    log_info(" [%s] iteration %8" PRId64 "/%8" PRId64 " | consumed samples: %12" PRId64
-             " | elapsed time per iteration (ms): %.1f |%s learning rate: %.6E | global batch size: "
-             "%5" PRId64 " | lm loss: %.6E | loss scale: %.1f | grad norm: %.3f | number of skipped "
-             "iterations: %3" PRId64 " | number of nan iterations: %3" PRId64
-             " | target tokens: %" PRId64 " | images: %" PRId64
-             " | data wait (ms): %.1f | samples without target: %" PRId64 " |",
-             now, r->at.step, r->cfg->derived.train_iters, r->at.consumed_samples, 1e3 * per_step,
-             throughput, n->lr, r->cfg->training.global_batch_size, t->loss / (double)t->steps, 1.0,
-             n->grad_norm, r->at.skipped_iterations, r->at.nan_iterations, t->targets, t->images,
-             1e3 * t->data_wait, (int64_t)0);
+    log_info(
+        " [%s] iteration %8" PRId64 "/%8" PRId64 " | consumed samples: %12" PRId64
+        " | elapsed time per iteration (ms): %.1f |%s learning rate: %.6E | global batch size: "
+        "%5" PRId64 " | lm loss: %.6E | loss scale: %.1f | grad norm: %.3f | number of skipped "
+        "iterations: %3" PRId64 " | number of nan iterations: %3" PRId64
+        " | target tokens: %" PRId64 " | images: %" PRId64
+        " | data wait (ms): %.1f | samples without target: %" PRId64 " |",
+        now, r->at.step, r->cfg->derived.train_iters, r->at.consumed_samples, 1e3 * per_step,
+        throughput, n->lr, r->cfg->training.global_batch_size, t->loss / (double)t->steps, 1.0,
+        n->grad_norm, r->at.skipped_iterations, r->at.nan_iterations, t->targets, t->images,
+        1e3 * t->data_wait, (int64_t)0);
 }
 
 int report_step(struct run *r, const struct step_numbers *n) {

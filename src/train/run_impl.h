@@ -78,9 +78,9 @@ void replica_check_end(struct run *r);
 /* stop.c: what asked for the end of the run, agreed by all ranks. */
 enum stop_level {
     STOP_NO,
-    STOP_SAVE,    /* USR2, file SAVE: save and go on */
-    STOP_FINISH,  /* INT, file STOP: save, exit 0 */
-    STOP_AGAIN,   /* TERM, USR1, time: save, exit 75 */
+    STOP_SAVE,   /* USR2, file SAVE: save and go on */
+    STOP_FINISH, /* INT, file STOP: save, exit 0 */
+    STOP_AGAIN,  /* TERM, USR1, time: save, exit 75 */
 };
 void stop_install(const struct run *r);
 enum stop_level stop_wanted(struct run *r); /* collective over the world; rank 0 looks at files */

@@ -44,11 +44,10 @@ void save_setup(struct run *r) {
         .no_save_optim = c->checkpoint.no_save_optim,
         .no_save_rng = c->checkpoint.no_save_rng,
         .most_recent_k = c->checkpoint.most_recent_k,
-        .save_retain_interval = c->checkpoint.save_retain_interval > 0
-                                    ? c->checkpoint.save_retain_interval
-                                    : 0,
-        .verify_save = c->checkpoint.verify_save == VERIFY_SAVE_SAMPLE ? CKPT_VERIFY_SAMPLE
-                                                                       : CKPT_VERIFY_ALL,
+        .save_retain_interval =
+            c->checkpoint.save_retain_interval > 0 ? c->checkpoint.save_retain_interval : 0,
+        .verify_save =
+            c->checkpoint.verify_save == VERIFY_SAVE_SAMPLE ? CKPT_VERIFY_SAMPLE : CKPT_VERIFY_ALL,
         .verify_load = c->checkpoint.verify_load == VERIFY_LOAD_SIZE   ? CKPT_VERIFY_SIZE
                        : c->checkpoint.verify_load == VERIFY_LOAD_USED ? CKPT_VERIFY_USED
                                                                        : CKPT_VERIFY_ALL,
@@ -153,7 +152,8 @@ int save_resume(struct run *r) {
     } else {
         r->at = state.at;
         optim_set_updates(r->optim, r->at.optimizer_step);
-        snprintf(r->run_uuid, sizeof r->run_uuid, "%s", found.run_uuid != NULL ? found.run_uuid : "");
+        snprintf(r->run_uuid, sizeof r->run_uuid, "%s",
+                 found.run_uuid != NULL ? found.run_uuid : "");
         r->last_saved = found.step;
         log_info("resumed from %s, step %lld; %lld steps lost", found.dir, (long long)found.step,
                  (long long)(found.newest_step - found.step));

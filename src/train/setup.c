@@ -4,7 +4,9 @@
 
 #include "run_impl.h"
 
-static const struct group *world(const struct run *r) { return grid_group(r->grid, GROUP_WORLD); }
+static const struct group *world(const struct run *r) {
+    return grid_group(r->grid, GROUP_WORLD);
+}
 
 /* The largest micro-batch decides memory; the step's samples do not depend on the layout. */
 static int setup_batches(struct run *r) {
@@ -47,8 +49,7 @@ static int take_memory(struct run *r) {
 
 static int setup_optimizer(struct run *r) {
     int *index = xcalloc((size_t)r->stage.params.n + 1, sizeof *index);
-    for (int i = 0; i < r->stage.params.n; i++)
-        index[i] = r->stack.first_param[r->stage.first] + i;
+    for (int i = 0; i < r->stage.params.n; i++) index[i] = r->stack.first_param[r->stage.first] + i;
     int rc = optim_create(&r->layout.optim, &r->stage.params, index, r->stack.n_params, r->grid,
                           &r->optim);
     free(index);
@@ -157,8 +158,8 @@ int run_begin(struct run *r, struct config *cfg) {
     r->first_rank = comm_world_rank() == 0;
     TRY(grid_create((int)cfg->parallel.tensor_model_parallel_size,
                     (int)cfg->parallel.pipeline_model_parallel_size,
-                    cfg->parallel.use_tp_pp_dp_mapping,
-                    cfg->parallel.distributed_timeout_minutes, &r->grid));
+                    cfg->parallel.use_tp_pp_dp_mapping, cfg->parallel.distributed_timeout_minutes,
+                    &r->grid));
     return begin_on_grid(r);
 }
 

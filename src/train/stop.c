@@ -21,11 +21,16 @@ static void remember(int signal) {
 
 static int configured_signal(const struct run *r) {
     switch (r->cfg->training.exit_signal) {
-    case EXIT_SIGNAL_INT: return SIGINT;
-    case EXIT_SIGNAL_USR1: return SIGUSR1;
-    case EXIT_SIGNAL_USR2: return SIGUSR2;
-    case EXIT_SIGNAL_HUP: return SIGHUP;
-    default: return SIGTERM;
+    case EXIT_SIGNAL_INT:
+        return SIGINT;
+    case EXIT_SIGNAL_USR1:
+        return SIGUSR1;
+    case EXIT_SIGNAL_USR2:
+        return SIGUSR2;
+    case EXIT_SIGNAL_HUP:
+        return SIGHUP;
+    default:
+        return SIGTERM;
     }
 }
 
@@ -38,8 +43,7 @@ void stop_install(const struct run *r) {
     signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is an error of write, not a death */
     if (!r->cfg->training.exit_signal_handler) return;
     const int signals[] = {SIGTERM, SIGUSR1, SIGUSR2, SIGINT, configured_signal(r)};
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-        sigaction(signals[i], &act, NULL);
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) sigaction(signals[i], &act, NULL);
 }
 
 static bool file_asks(const struct run *r, const char *name, bool remove) {

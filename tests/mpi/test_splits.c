@@ -171,8 +171,51 @@ static int test_all(const struct config *c, enum recompute how, const char *what
     return n;
 }
 
+/* ---- planted disagreements (tests/cli/wrong_header.sh) ------------------------------------------- */
+
+struct liar {
+    struct kit_source source;
+    struct microbatch wrong;
+    int calls, from; /* the descriptor is the wrong one from that call on */
+};
+
+static const struct microbatch *liar_descriptor(void *arg, int k) {
+    struct liar *l = arg;
+    return l->calls++ < l->from ? &l->source.batch[k].mb : &l->wrong;
+}
+
+/* One step on two stages that differ in what they believe about the micro-batch. */
+static int disagree(const char *what) {
+    struct config c = kit_config();
+    struct stack s = kit_stack(&c);
+    struct kit_batch b = kit_batch_make(&s, samples[0], SAMPLES, 5, 0, 0);
+    struct kit_layout l = layout_of((int[]){6, 3}, 2, REPEAT_NOTHING);
+    struct grid *grid;
+    struct kit_rank k;
+    double loss[1];
+    int64_t rows[1];
+    if (grid_create(1, 2, false, 0.1, &grid) != 0) error_exit();
+    l.settings.micro_batches = 1;
+    l.settings.overlap_p2p = false;
+    kit_rank_begin(&k, &s, grid, &l, &b.mb);
+    struct liar liar = {.source = {&b, &k.st, 1.0}, .wrong = b.mb, .from = 1 << 30};
+    struct microbatch_source ms = kit_source(&liar.source);
+    ms.descriptor = liar_descriptor;
+    bool gradient = strcmp(what, "gradient") == 0;
+    if (comm_world_rank() == (gradient ? 0 : 1)) liar.from = gradient ? 2 : 0;
+    if (strcmp(what, "rows") == 0)
+        liar.wrong.tokens--;
+    else if (strcmp(what, "step") == 0)
+        liar.wrong.step++;
+    else
+        liar.wrong.hash++;
+    if (pipeline_run(k.pl, &ms, 0, true, &(struct pipeline_result){loss, rows}) != 0) error_exit();
+    return 0;
+}
+
 int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
+    if (argc > 1) return disagree(argv[1]);
     struct config c = kit_config();
     c.language.hidden_dropout = c.language.attention_dropout = 0.1;
     int n = test_all(&c, REPEAT_NOTHING, "nothing frozen");

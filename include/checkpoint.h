@@ -19,6 +19,12 @@ enum ckpt_verify {
     CKPT_VERIFY_SIZE,   /* loading only: names and sizes */
 };
 
+/* <save>/run.lock, so that two jobs never write into one folder. Rank 0 holds it; zeros elsewhere. */
+struct ckpt_lock {
+    char *path;
+    char nonce[33];
+};
+
 /* The keys of [checkpoint]; doc/job-file.md says what they mean. */
 struct ckpt_settings {
     const char *save; /* folder; NULL: nothing is saved */
@@ -33,7 +39,8 @@ struct ckpt_settings {
     enum ckpt_verify verify_save, verify_load;
     bool hash_sha256; /* beside the CRC32C of every file */
     bool reproducible, index, save_derived_weights;
-    pthread_mutex_t *hdf5_lock; /* held around all HDF5 calls; NULL: no other thread makes any */
+    const struct ckpt_lock *lock; /* checked in each save; NULL: none was taken */
+    pthread_mutex_t *hdf5_lock;   /* held around all HDF5 calls; NULL: no other thread makes any */
 };
 
 struct ckpt_key { /* one effective key of the job file */
@@ -83,6 +90,12 @@ struct ckpt_state {
     const struct ckpt_row *history;
     int64_t n_history;
 };
+
+/* Collective over the world, before ckpt_find. A lock of a run that is surely gone (same job started
+ * again; a process of this host that is no more) is taken over; otherwise EXIT_NO_PERMISSION says who
+ * holds it. ckpt_unlock at the end (rank 0's duty; harmless elsewhere). */
+int ckpt_lock(const char *save, const struct grid *grid, struct ckpt_lock *lock);
+void ckpt_unlock(struct ckpt_lock *lock);
 
 /* Collective over the world. Writes <save>/iter_<step> by the commit protocol: temporary folder,
  * CRC32C before writing, every return code checked, fsync, read back, vote, manifest, rename,

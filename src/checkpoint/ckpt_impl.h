@@ -170,6 +170,9 @@ int ckpt_recover(const char *save);
 int ckpt_retain(const struct ckpt_settings *s, int64_t newest);
 int ckpt_commit_folder(const char *save, const char *tmp, int64_t step); /* steps 11, 12 */
 
+/* Fencing: the lock is still ours (NULL: none was taken). EXIT_NO_PERMISSION. */
+int ckpt_lock_check(const struct ckpt_lock *lock);
+
 /* ---- agreement over the world --------------------------------------------------------------------- */
 /* Collective: the largest code of all ranks; a rank without an error of its own records the
  * sentence of the lowest failing rank. */

@@ -102,6 +102,7 @@ static void make_names(const struct save *s, struct names *n) {
 
 /* ---- step 2: room, a new folder ---------------------------------------------------------------------- */
 static int make_folder(const struct save *s, int64_t bytes, const char *folder) {
+    TRY(ckpt_lock_check(s->set->lock));
     TRY(dir_make(s->set->save));
     TRY(folder_free_space(s->set->save, bytes, s->m->writers + 8));
     TRY(folder_remove(folder)); /* our own, of an attempt that failed */
@@ -315,6 +316,7 @@ static int commit(struct save *s) {
     free(text);
     free(path);
     if (!rc) rc = folder_sync(s->tmp);
+    if (!rc) rc = ckpt_lock_check(s->set->lock);
     if (!rc) rc = ckpt_commit_folder(s->set->save, s->tmp, s->m->step);
     if (rc || ckpt_retain(s->set, s->m->step) == 0) return rc;
     log_warn("retention after step %lld: %s", (long long)s->m->step, error_text());

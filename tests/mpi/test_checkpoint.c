@@ -519,6 +519,50 @@ static void resume_never_auto_must(void) {
     verdict(good, "resume = never, auto, must; load; finetune; ckpt_step; none verifies");
 }
 
+static void edit_lock(const char *path, const char *key, const char *value) {
+    char *text, *at;
+    size_t bytes;
+    CHECK(file_read(path, 4096, &text, &bytes) == 0 && (at = strstr(text, key)), "%s", key);
+    char *rest = at + strcspn(at, "\n");
+    char *edited = xasprintf("%.*s%s %s%s", (int)(at - text), text, key, value, rest);
+    CHECK(file_write_atomic(path, edited, strlen(edited)) == 0, "%s", error_text());
+    free(edited);
+    free(text);
+}
+
+static void one_run_per_folder(void) {
+    struct ckpt_settings s = settings_in(path_in(0, "lock"));
+    const char *path = path_in(1, "lock/run.lock");
+    const struct grid *grid = layout[0].grid;
+    bool zero = comm_world_rank() == 0;
+    struct ckpt_lock a, b;
+    bool good = ckpt_lock(s.save, grid, &a) == 0;
+    s.lock = &a;
+    good = good && save_version(&s, &layout[0], false, 1) == 0;
+    good = good && ckpt_lock(s.save, grid, &b) == EXIT_NO_PERMISSION && strstr(error_text(), "pid");
+    error_clear();
+    if (zero) edit_lock(path, "nonce", "ffff"); /* taken by another */
+    barrier();
+    good = good && save_version(&s, &layout[0], false, 2) == EXIT_NO_PERMISSION;
+    error_clear();
+    if (zero) edit_lock(path, "pid_start", "1"); /* that process is gone */
+    barrier();
+    good = good && ckpt_lock(s.save, grid, &b) == 0;
+    s.lock = &b;
+    good = good && save_version(&s, &layout[0], false, 2) == 0;
+    if (zero) edit_lock(path, "host", "elsewhere"); /* cannot be asked */
+    barrier();
+    struct ckpt_lock c;
+    good = good && ckpt_lock(s.save, grid, &c) == EXIT_NO_PERMISSION;
+    error_clear();
+    ckpt_unlock(&a); /* no longer ours: it stays */
+    error_clear();
+    if (zero) good = good && access(path, F_OK) == 0;
+    ckpt_unlock(&b);
+    if (zero) good = good && access(path, F_OK) != 0;
+    verdict(good, "one run per folder: refused, fenced, taken over, given back");
+}
+
 static void make_layouts(void) {
     int w = comm_world_size();
     for (int tp = 1; tp <= w && tp <= 6; tp++)
@@ -548,6 +592,7 @@ static void run_tests(void) {
     retention_keeps_what_it_should();
     another_model_or_run_is_refused();
     resume_never_auto_must();
+    one_run_per_folder();
 }
 
 int main(int argc, char **argv) {

@@ -1,0 +1,192 @@
+/* run.lock: two jobs must not write into one folder. Made whole by link(2), so that it is never seen
+ * half-written; a stale one is first renamed away, which only one taker can do. Rank 0 acts, all
+ * ranks learn of it. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "ckpt_impl.h"
+
+struct holder {
+    char nonce[33], job[64], host[128], boot[64], started[32];
+    int64_t restart, pid, pid_start;
+};
+
+/* Start of a process in clock ticks since boot: field 22 of its stat; -1 if there is none. Together
+ * with the boot's id it tells a process from a later one with the same number. */
+static int64_t process_start(int64_t pid) {
+    char path[64], *text = NULL;
+    size_t bytes;
+    int64_t start = -1;
+    snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
+    if (access(path, R_OK) != 0 || file_read(path, 65536, &text, &bytes) != 0) {
+        error_clear();
+        return -1;
+    }
+    char *field = strrchr(text, ')'); /* field 2 may hold anything */
+    for (int i = 2; field && i < 22; i++) field = strchr(field + 1, ' ');
+    if (field) {
+        char *end = strchr(field + 1, ' ');
+        if (end) *end = 0;
+        if (!parse_int64(field + 1, &start)) start = -1;
+    }
+    free(text);
+    return start;
+}
+
+static void read_boot(char *boot, size_t size) {
+    char *text = NULL;
+    size_t bytes;
+    if (file_read("/proc/sys/kernel/random/boot_id", 256, &text, &bytes) != 0) error_clear();
+    if (text) text[strcspn(text, "\n")] = 0;
+    snprintf(boot, size, "%s", text ? text : "unknown");
+    free(text);
+}
+
+static void describe_self(struct holder *h) {
+    const char *job = getenv("SLURM_JOB_ID"), *restart = getenv("SLURM_RESTART_COUNT");
+    uint8_t b[16];
+    memset(h, 0, sizeof *h);
+    CHECK(getrandom(b, sizeof b, 0) == sizeof b, "getrandom: %s", strerror(errno));
+    for (int i = 0; i < 16; i++) snprintf(h->nonce + 2 * i, 3, "%02x", b[i]);
+    snprintf(h->job, sizeof h->job, "%s", job ? job : "none");
+    if (!restart || !parse_int64(restart, &h->restart)) h->restart = 0;
+    gethostname(h->host, sizeof h->host - 1);
+    h->pid = getpid();
+    h->pid_start = process_start(h->pid);
+    read_boot(h->boot, sizeof h->boot);
+    clock_utc(h->started, false);
+}
+
+static char *holder_text(const struct holder *h) {
+    return xasprintf("nonce %s\njob %s\nrestart %lld\nhost %s\nboot %s\npid %lld\npid_start %lld\n"
+                     "started %s\n",
+                     h->nonce, h->job, (long long)h->restart, h->host, h->boot, (long long)h->pid,
+                     (long long)h->pid_start, h->started);
+}
+
+static void take_line(struct holder *h, char *line) {
+    char *value = strchr(line, ' ');
+    if (!value) return;
+    *value++ = 0;
+    struct {
+        const char *key;
+        char *text;
+        size_t size;
+        int64_t *number;
+    } field[] = {{"nonce", h->nonce, sizeof h->nonce, NULL},
+                 {"job", h->job, sizeof h->job, NULL},
+                 {"host", h->host, sizeof h->host, NULL},
+                 {"boot", h->boot, sizeof h->boot, NULL},
+                 {"started", h->started, sizeof h->started, NULL},
+                 {"restart", NULL, 0, &h->restart},
+                 {"pid", NULL, 0, &h->pid},
+                 {"pid_start", NULL, 0, &h->pid_start}};
+    for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
+        if (strcmp(line, field[i].key) != 0) continue;
+        if (field[i].text)
+            snprintf(field[i].text, field[i].size, "%s", value);
+        else if (!parse_int64(value, field[i].number))
+            *field[i].number = -1;
+    }
+}
+
+/* false: there is no lock. */
+static bool read_holder(const char *path, struct holder *h) {
+    char *text = NULL;
+    size_t bytes;
+    memset(h, 0, sizeof *h);
+    if (access(path, F_OK) != 0) return false;
+    if (file_read(path, 4096, &text, &bytes) != 0) {
+        error_clear();
+        return access(path, F_OK) == 0;
+    }
+    char *next = text;
+    for (char *line; (line = strsep(&next, "\n"));) take_line(h, line);
+    free(text);
+    return true;
+}
+
+/* Surely gone: an earlier start of this very job, or a process of this boot that is no more. What
+ * runs on another host cannot be asked. */
+static bool stale(const struct holder *h, const struct holder *me) {
+    bool same_job = strcmp(me->job, "none") != 0 && strcmp(h->job, me->job) == 0;
+    if (same_job && h->restart < me->restart) return true;
+    if (strcmp(h->host, me->host) != 0) return false;
+    if (strcmp(h->boot, me->boot) != 0) return true;
+    return process_start(h->pid) != h->pid_start;
+}
+
+static int refuse(const char *path, const struct holder *h) {
+    char job[80], host[160], started[48];
+    text_printable(h->job, job, sizeof job);
+    text_printable(h->host, host, sizeof host);
+    text_printable(h->started, started, sizeof started);
+    return error_raise(EXIT_NO_PERMISSION,
+                       "%s: another run writes there: job %s on host %s, pid %lld, since %s; if it "
+                       "is surely gone, remove the file",
+                       path, job, host, (long long)h->pid, started);
+}
+
+static int take(const char *path, const struct holder *me) {
+    char *mine = xasprintf("%s.%s", path, me->nonce), *text = holder_text(me);
+    struct holder other;
+    int rc = file_write_atomic(mine, text, strlen(text));
+    for (int i = 0; !rc; i++) {
+        if (link(mine, path) == 0) break;
+        if (errno != EEXIST || i == 8) {
+            rc = error_raise(exit_code_of_errno(errno), "%s could not be made: %s", path,
+                             strerror(errno));
+        } else if (read_holder(path, &other)) {
+            char *away = xasprintf("%s.stale-%s", path, me->nonce);
+            if (!stale(&other, me))
+                rc = refuse(path, &other);
+            else if (rename(path, away) == 0)
+                log_info("%s of a run that is gone (pid %lld) is taken over", path,
+                         (long long)other.pid);
+            unlink(away);
+            free(away);
+        }
+    }
+    unlink(mine);
+    free(mine);
+    free(text);
+    return rc;
+}
+
+int ckpt_lock(const char *save, const struct grid *grid, struct ckpt_lock *lock) {
+    const struct group *world = grid_group(grid, GROUP_WORLD);
+    int rc = 0;
+    memset(lock, 0, sizeof *lock);
+    if (group_rank(world) == 0) {
+        struct holder me;
+        describe_self(&me);
+        lock->path = xasprintf("%s/run.lock", save);
+        memcpy(lock->nonce, me.nonce, sizeof lock->nonce);
+        rc = dir_make(save);
+        if (!rc) rc = take(lock->path, &me);
+    }
+    rc = ckpt_agree(world, rc);
+    if (rc) {
+        free(lock->path);
+        lock->path = NULL;
+    }
+    return rc;
+}
+
+int ckpt_lock_check(const struct ckpt_lock *lock) {
+    struct holder h;
+    if (!lock || !lock->path) return 0;
+    if (!read_holder(lock->path, &h))
+        return error_raise(EXIT_NO_PERMISSION, "%s is gone: somebody else may write there now",
+                           lock->path);
+    return strcmp(h.nonce, lock->nonce) == 0 ? 0 : refuse(lock->path, &h);
+}
+
+void ckpt_unlock(struct ckpt_lock *lock) {
+    if (lock->path && ckpt_lock_check(lock) == 0) unlink(lock->path);
+    free(lock->path);
+    memset(lock, 0, sizeof *lock);
+}

@@ -40,6 +40,7 @@ struct run {
     int save_failures;
 
     struct replica_check *replicas;
+    char *save_path, *stop_path; /* files that ask for something */
     FILE *metrics;
     struct totals totals;
     double flops_logged, wait_logged; /* counters at the last log line */
@@ -82,7 +83,7 @@ enum stop_level {
     STOP_FINISH, /* INT, file STOP: save, exit 0 */
     STOP_AGAIN,  /* TERM, USR1, time: save, exit 75 */
 };
-void stop_install(const struct run *r);
+void stop_install(struct run *r);
 enum stop_level stop_wanted(struct run *r); /* collective over the world; rank 0 looks at files */
 
 #endif

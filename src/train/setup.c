@@ -186,5 +186,7 @@ void run_end(struct run *r) {
     free(r->used_ini);
     free(r->split_text);
     free(r->history);
+    free(r->save_path);
+    free(r->stop_path);
     log_close();
 }

@@ -34,7 +34,9 @@ static int configured_signal(const struct run *r) {
     }
 }
 
-void stop_install(const struct run *r) {
+void stop_install(struct run *r) {
+    r->save_path = xasprintf("%s/SAVE", r->cfg->run.run_dir);
+    r->stop_path = xasprintf("%s/STOP", r->cfg->run.run_dir);
     struct sigaction act;
     memset(&act, 0, sizeof act);
     act.sa_handler = remember;
@@ -46,11 +48,9 @@ void stop_install(const struct run *r) {
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) sigaction(signals[i], &act, NULL);
 }
 
-static bool file_asks(const struct run *r, const char *name, bool remove) {
-    char *path = xasprintf("%s/%s", r->cfg->run.run_dir, name);
+static bool file_asks(const char *path, bool remove) {
     bool there = access(path, F_OK) == 0;
     if (there && remove) unlink(path);
-    free(path);
     return there;
 }
 
@@ -58,8 +58,8 @@ enum stop_level stop_wanted(struct run *r) {
     int64_t level = stop_signal;
     if (stop_signal == STOP_SAVE) stop_signal = STOP_NO;
     if (r->first_rank) {
-        if (file_asks(r, "SAVE", true) && level < STOP_SAVE) level = STOP_SAVE;
-        if (file_asks(r, "STOP", false) && level < STOP_FINISH) level = STOP_FINISH;
+        if (file_asks(r->save_path, true) && level < STOP_SAVE) level = STOP_SAVE;
+        if (file_asks(r->stop_path, false) && level < STOP_FINISH) level = STOP_FINISH;
         int64_t minutes = r->cfg->training.exit_duration_in_mins;
         if (minutes > 0 && clock_seconds() - r->started >= 60.0 * (double)minutes)
             level = STOP_AGAIN;

@@ -15,7 +15,7 @@ RANKS    ?= 2
 # ---- packages (Debian 12) ----------------------------------------------------------------------
 PACKAGES      := gcc g++ make pkg-config libopenmpi-dev openmpi-bin libhdf5-openmpi-dev hdf5-tools \
                  libiniparser-dev libopenblas-pthread-dev libjansson-dev libpng-dev \
-                 libjpeg62-turbo-dev libsentencepiece-dev libcmocka-dev
+                 libjpeg62-turbo-dev libsentencepiece-dev libcmocka-dev python3
 DEMO_PACKAGES := tuxpaint-stamps-default sentencepiece
 LINT_PACKAGES := clang-14 clang-format-14 clang-tidy-14
 

@@ -4,7 +4,7 @@
 tests/run.sh --list | sort >"$TEST_TMP/run"
 {
     files 'tests/*.c' | grep -E '/test_[^/]*\.c$'
-    files 'tests/cli/*.sh' 'tests/lint/*.sh'
+    files 'tests/*/*.sh' | grep -v '^tests/bench/'
 } | sort >"$TEST_TMP/there"
 comm -13 "$TEST_TMP/run" "$TEST_TMP/there" | sed 's/$/: is not run by tests\/run.sh/' |
     verdict "every test program is run"

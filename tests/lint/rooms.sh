@@ -40,7 +40,7 @@ check_includes() {
             print FILENAME ":" FNR ": <" name "> is no standard header and not in tests/lint/rooms.txt"
     }
     BEGIN {
-        STANDARD = "^(ctype|dirent|errno|execinfo|fcntl|fenv|float|ftw|glob|inttypes|libgen|limits|locale|math|poll|pthread|sched|setjmp|signal|stdarg|stdatomic|stdbool|stddef|stdint|stdio|stdlib|string|strings|time|unistd|wchar|sys/[a-z]+|linux/openat2)\\.h$|^[a-z_]+$"
+        STANDARD = "^(ctype|dirent|endian|errno|execinfo|fcntl|fenv|float|ftw|glob|inttypes|libgen|limits|locale|math|poll|pthread|sched|setjmp|signal|stdarg|stdatomic|stdbool|stddef|stdint|stdio|stdlib|string|strings|time|unistd|wchar|sys/[a-z]+|linux/openat2)\\.h$|^[a-z_]+$"
         while (("git ls-files --cached --others --exclude-standard src" | getline f) > 0)
             if (f ~ /\.(h|inc|def)$/) {
                 n = split(f, p, "/")

@@ -144,6 +144,7 @@ static void deal_unit(struct deal *deal, const struct param *p, int t, size_t el
     int n_holders = cut ? dp : tp * dp;
     int64_t extent[CKPT_DIMS] = {0}, bytes = unit_bytes(p, tp, t, element);
     param_extent(p, tp, t, extent);
+    int64_t row_bytes = extent[0] > 0 ? bytes / extent[0] : 0;
     bool share = n_holders > 1 && bytes >= deal->large;
     *first = *count = 0;
     for (int h = 0; h < n_holders; h++) {
@@ -151,7 +152,7 @@ static void deal_unit(struct deal *deal, const struct param *p, int t, size_t el
         if (share) {
             int64_t f, c;
             rows_share(extent[0], n_holders, h, &f, &c);
-            deal->load[at] += c * (bytes / extent[0]);
+            deal->load[at] += c * row_bytes;
             if (at == mine) *first = f, *count = c;
         } else if (best < 0 || deal->load[at] < deal->load[best]) {
             best = at;

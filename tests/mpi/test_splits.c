@@ -185,7 +185,7 @@ static const struct microbatch *liar_descriptor(void *arg, int k) {
 }
 
 /* One step on two stages that differ in what they believe about the micro-batch. */
-static int disagree(const char *what) {
+static void disagree(const char *what) {
     struct config c = kit_config();
     struct stack s = kit_stack(&c);
     struct kit_batch b = kit_batch_make(&s, samples[0], SAMPLES, 5, 0, 0);
@@ -210,12 +210,15 @@ static int disagree(const char *what) {
     else
         liar.wrong.hash++;
     if (pipeline_run(k.pl, &ms, 0, true, &(struct pipeline_result){loss, rows}) != 0) error_exit();
-    return 0;
 }
 
 int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
-    if (argc > 1) return disagree(argv[1]);
+    if (argc > 1) {
+        disagree(argv[1]);
+        comm_finalize(); /* waits for the other, which ends the job */
+        return 0;
+    }
     struct config c = kit_config();
     c.language.hidden_dropout = c.language.attention_dropout = 0.1;
     int n = test_all(&c, REPEAT_NOTHING, "nothing frozen");

@@ -203,7 +203,7 @@ static inline struct kit_batch kit_batch_make(const struct stack *s,
     return b;
 }
 
-/* Sizes no micro-batch of the list exceeds. */
+/* Sizes no micro-batch of the list exceeds; its tables are those of the first one. */
 static inline struct microbatch kit_largest(const struct kit_batch *b, int n) {
     struct microbatch most = b[0].mb;
     for (int i = 1; i < n; i++) {

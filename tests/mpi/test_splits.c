@@ -54,19 +54,11 @@ static double run_step(struct kit_rank *k, const struct kit_batch *b, int64_t st
     return sum;
 }
 
-static void batches_make(const struct stack *s, int step, struct kit_batch *b) {
-    for (int i = 0; i < BATCHES; i++)
-        b[i] = kit_batch_make(s, samples[(i + step) % BATCHES], SAMPLES, 5, step, i);
-}
-
-static void train(struct kit_rank *k, const struct stack *s, double loss[STEPS]) {
+static void train(struct kit_rank *k, const struct kit_batch *b, double loss[STEPS]) {
     void *momentum = xcalloc((size_t)k->st.params.grad_elements + 1, dtype_size(k->be->acc));
     for (int step = 0; step < STEPS; step++) {
-        struct kit_batch b[BATCHES];
-        batches_make(s, step, b);
-        loss[step] = run_step(k, b, step);
+        loss[step] = run_step(k, b + step * BATCHES, step);
         update(k, momentum);
-        for (int i = 0; i < BATCHES; i++) kit_batch_free(&b[i]);
     }
     free(momentum);
 }
@@ -82,23 +74,15 @@ static struct kit_layout layout_of(const int *split, int P, enum recompute how) 
     return l;
 }
 
-static struct microbatch largest(const struct stack *s) {
-    struct kit_batch b[STEPS * BATCHES];
-    for (int step = 0; step < STEPS; step++) batches_make(s, step, b + step * BATCHES);
-    struct microbatch most = kit_largest(b, STEPS * BATCHES);
-    for (int i = 0; i < STEPS * BATCHES; i++) kit_batch_free(&b[i]);
-    return most;
-}
-
 /* On every rank, with a grid whose pipeline has one stage. */
-static void train_whole(const struct stack *s, struct trained *t) {
+static void train_whole(const struct stack *s, const struct kit_batch *b, struct trained *t) {
     struct grid *grid;
     struct kit_rank k;
     struct kit_layout l = layout_of(&s->n_layers, 1, REPEAT_NOTHING);
-    struct microbatch most = largest(s);
+    struct microbatch most = kit_largest(b, STEPS * BATCHES);
     if (grid_create(1, 1, false, 2, &grid) != 0) error_exit();
     kit_rank_begin(&k, s, grid, &l, &most);
-    train(&k, s, t->loss);
+    train(&k, b, t->loss);
     t->n = k.st.params.n;
     t->offset = xcalloc((size_t)t->n + 1, sizeof *t->offset);
     for (int i = 0; i < t->n; i++)
@@ -123,16 +107,16 @@ static bool same_weights(const struct kit_rank *k, const struct trained *t) {
     return true;
 }
 
-static void test_split(const struct stack *s, const int *split, int P, enum recompute how,
-                       const struct trained *t, const char *what) {
+static void test_split(const struct stack *s, const struct kit_batch *b, const int *split, int P,
+                       enum recompute how, const struct trained *t, const char *what) {
     struct grid *grid;
     struct kit_rank k;
     struct kit_layout l = layout_of(split, P, how);
-    struct microbatch most = largest(s);
+    struct microbatch most = kit_largest(b, STEPS * BATCHES);
     double loss[STEPS];
     if (grid_create(1, P, false, 2, &grid) != 0) error_exit();
     kit_rank_begin(&k, s, grid, &l, &most);
-    train(&k, s, loss);
+    train(&k, b, loss);
     bool good = same_weights(&k, t);
     if (k.st.end == s->n_layers) good = good && memcmp(loss, t->loss, sizeof loss) == 0;
     char name[160];
@@ -150,7 +134,12 @@ static int test_all(const struct config *c, enum recompute how, const char *what
     struct stack s = kit_stack(c);
     struct trained t;
     int P = comm_world_size(), n = 0;
-    train_whole(&s, &t);
+    struct kit_batch b[STEPS * BATCHES];
+    for (int i = 0; i < STEPS * BATCHES; i++) {
+        int step = i / BATCHES, k = i % BATCHES;
+        b[i] = kit_batch_make(&s, samples[(k + step) % BATCHES], SAMPLES, 5, step, k);
+    }
+    train_whole(&s, b, &t);
     for (int mask = 0; mask < 1 << (s.n_layers - 1); mask++) {
         int split[KIT_STAGES], stages = 0, at = 0;
         bool legal = __builtin_popcount((unsigned)mask) == P - 1;
@@ -162,9 +151,10 @@ static int test_all(const struct config *c, enum recompute how, const char *what
             }
         if (!legal) continue;
         split[stages] = s.n_layers - at;
-        test_split(&s, split, P, how, &t, what);
+        test_split(&s, b, split, P, how, &t, what);
         n++;
     }
+    for (int i = 0; i < STEPS * BATCHES; i++) kit_batch_free(&b[i]);
     free(t.weights);
     free(t.offset);
     stack_free(&s);

@@ -44,7 +44,13 @@ CONF
 printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$d/cgroup.conf"
 export SLURM_CONF=$d/slurm.conf
 stop_rig() {
-    for f in "$d"/slurmd-*.pid "$d/slurmctld.pid"; do [ -f "$f" ] && kill "$(cat "$f")" 2>/dev/null; done
+    local f pid pids=()
+    for f in "$d"/slurmd-*.pid "$d/slurmctld.pid"; do [ -f "$f" ] && pids+=("$(cat "$f")"); done
+    [ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null
+    # They write their state while they end; the folder goes away after that.
+    for pid in "${pids[@]}"; do
+        for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null && sleep 0.1; done
+    done
 }
 trap stop_rig EXIT
 slurmctld -f "$SLURM_CONF" >/dev/null 2>&1 && slurmd -f "$SLURM_CONF" -N n0 >/dev/null 2>&1

@@ -139,6 +139,7 @@ int train_run(struct config *cfg) {
     if (rc == 0) rc = run_steps(&r);
     if (rc != 0 && rc != EXIT_AGAIN) {
         report_status(&r, "failed", rc, error_text());
+        ckpt_unlock(&r.lock); /* a start on another host could not tell that this one is over */
         return rc; /* memory is left: other ranks may still be inside a message */
     }
     run_end(&r);

@@ -32,6 +32,7 @@ struct run {
     bool first_rank, last_stage;
 
     struct ckpt_settings ckpt;
+    struct ckpt_lock lock; /* of ckpt.save */
     struct ckpt_counters at;
     struct ckpt_row *history;
     int64_t n_history;

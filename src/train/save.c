@@ -54,7 +54,8 @@ void save_setup(struct run *r) {
         .hash_sha256 = c->checkpoint.hash == HASH_SHA256,
         .reproducible = c->checkpoint.reproducible,
         .index = c->checkpoint.index,
-        .save_derived_weights = c->checkpoint.save_derived_weights};
+        .save_derived_weights = c->checkpoint.save_derived_weights,
+        .lock = &r->lock};
     char *text = NULL;
     size_t bytes = 0;
     FILE *to = open_memstream(&text, &bytes);
@@ -126,8 +127,13 @@ int save_checkpoint(struct run *r) {
     return 0;
 }
 
+/* Room for the rows of the checkpoint and of all steps still to come: a job may train for fewer
+ * steps than its checkpoint has. */
 static void take_history(struct run *r, const struct ckpt_state *state) {
+    int64_t left = r->cfg->derived.train_iters - r->at.step;
+    free(r->history);
     r->n_history = state->n_history;
+    r->history = xcalloc((size_t)(r->n_history + (left > 0 ? left : 0) + 1), sizeof *r->history);
     if (state->n_history > 0)
         memcpy(r->history, state->history, (size_t)state->n_history * sizeof *r->history);
     free((void *)state->history);
@@ -136,6 +142,7 @@ static void take_history(struct run *r, const struct ckpt_state *state) {
 int save_resume(struct run *r) {
     r->history = xcalloc((size_t)r->cfg->derived.train_iters + 1, sizeof *r->history);
     if (r->ckpt.load == NULL && r->ckpt.save == NULL) return 0;
+    if (r->ckpt.save != NULL) TRY(ckpt_lock(r->ckpt.save, r->grid, &r->lock));
     struct key_list keys = {0};
     struct ckpt_found found = {0};
     char order[96];

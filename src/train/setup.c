@@ -165,6 +165,7 @@ int run_begin(struct run *r, struct config *cfg) {
 
 void run_end(struct run *r) {
     report_end(r);
+    ckpt_unlock(&r->lock);
     replica_check_end(r);
     pipeline_destroy(r->pipeline);
     optim_destroy(r->optim);

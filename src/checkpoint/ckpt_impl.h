@@ -112,6 +112,9 @@ struct ckpt_tensor *manifest_add_tensor(struct ckpt_manifest *m, const char *nam
 struct ckpt_block *manifest_add_block(struct ckpt_tensor *t);
 int64_t ckpt_crc_blocks(int64_t bytes);
 const struct ckpt_tensor *manifest_find(const struct ckpt_manifest *m, const char *name);
+/* A block for that part, named after its tensor, all but file_offset and checksums filled in. */
+struct ckpt_block *manifest_add_part(struct ckpt_manifest *m, const struct param *param,
+                                     const struct part *p, struct ckpt_tensor **tensor);
 void manifest_sort(struct ckpt_manifest *m);
 /* Moves files and tensors of `from` (another writer's) into m; frees from. Sort afterwards. */
 void manifest_merge(struct ckpt_manifest *m, struct ckpt_manifest *from);
@@ -172,6 +175,21 @@ int ckpt_commit_folder(const char *save, const char *tmp, int64_t step); /* step
 
 /* Fencing: the lock is still ours (NULL: none was taken). EXIT_NO_PERMISSION. */
 int ckpt_lock_check(const struct ckpt_lock *lock);
+
+/* ---- steps that every writer of a checkpoint takes ------------------------------------------------ */
+struct ckpt_names {
+    char uuid[37], run_uuid[37], parent_uuid[37], created[32];
+    char folder[96]; /* "iter_0000003.tmp-pid77-0" */
+};
+/* m: step, layout, writers. `reproducible`: from job, step and layout alone. */
+void ckpt_make_names(const struct ckpt_manifest *m, const struct ckpt_state *st, bool reproducible,
+                     struct ckpt_names *n);
+void ckpt_take_names(struct ckpt_manifest *m, const struct ckpt_names *n);
+/* m: the manifest of one shard that was just written; its file's size and checksum are filled in. */
+int ckpt_verify_shard(const struct ckpt_settings *set, const char *dir, struct ckpt_manifest *m,
+                      int64_t shard_index);
+/* Coverage, index.h5, manifest, fsync: afterwards the folder is complete. */
+int ckpt_finish_folder(const struct ckpt_settings *set, const char *dir, struct ckpt_manifest *m);
 
 /* ---- agreement over the world --------------------------------------------------------------------- */
 /* Collective: the largest code of all ranks; a rank without an error of its own records the

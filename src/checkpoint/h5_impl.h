@@ -46,6 +46,7 @@ struct shard_identity {            /* of the checkpoint that is being written */
     const struct ckpt_manifest *m; /* uuids, created, step, layout */
     int64_t index;
     const struct grid *grid;
+    const char *tool; /* who writes, for the attribute history; NULL: "strata train: saved" */
 };
 int shard_create(struct shard *s, const char *path, const struct shard_identity *id,
                  const struct ckpt_settings *settings);
@@ -57,6 +58,17 @@ int shard_write_common(struct shard *s, const struct shard_identity *id,
 /* host: the packed bytes of b->box. Sets b->file_offset. */
 int shard_write_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
                       struct ckpt_block *b, const void *host);
+/* The same in pieces, for those who never hold a whole block: rows [first, first + n_rows) of axis 0,
+ * ascending and without gaps. shard_end_block closes in any case; it keeps rc if that is an error. */
+struct block_writer {
+    hid_t dataset;
+    uint32_t crc;
+};
+int shard_begin_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
+                      const struct ckpt_block *b, struct block_writer *w);
+int shard_write_rows(struct block_writer *w, const struct ckpt_block *b, int64_t first,
+                     int64_t n_rows, const void *host);
+int shard_end_block(int rc, struct shard *s, struct block_writer *w, struct ckpt_block *b);
 int shard_close(int rc, struct shard *s); /* close, fsync; frees nothing else */
 
 /* ---- reading one ------------------------------------------------------------------------------- */
@@ -75,6 +87,10 @@ int reader_dataset(const struct shard_reader *r, const struct ckpt_tensor *t,
 /* Packed bytes of `sub` (global coordinates, inside b->box). */
 int reader_read(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
                 const struct ckpt_block *b, const struct box *sub, void *host);
+/* The same into an array that holds the global box `frame`, which sub lies in. */
+int reader_read_into(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
+                     const struct ckpt_block *b, const struct box *sub, const struct box *frame,
+                     void *host);
 int reader_close(int rc, struct shard_reader *r);
 int reader_counters(const struct shard_reader *r, struct ckpt_counters *at);
 int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t *n);

@@ -3,10 +3,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "h5_impl.h"
@@ -20,85 +18,6 @@ struct save {
     struct part_list part;
     char *tmp, *shard_path;
 };
-
-/* ---- identity (rank 0, then broadcast) -------------------------------------------------------------- */
-struct names {
-    char uuid[37], run_uuid[37], parent_uuid[37], created[32], folder[96];
-};
-
-static void format_uuid(const uint8_t b[16], int version, char uuid[37]) {
-    char *at = uuid;
-    for (int i = 0; i < 16; i++) {
-        unsigned v = b[i];
-        if (i == 6) v = (v & 0x0f) | (unsigned)version << 4;
-        if (i == 8) v = (v & 0x3f) | 0x80;
-        at += snprintf(at, 4, "%02x%s", v, i == 3 || i == 5 || i == 7 || i == 9 ? "-" : "");
-    }
-}
-
-static void random_uuid(char uuid[37]) {
-    uint8_t b[16];
-    CHECK(getrandom(b, sizeof b, 0) == sizeof b, "getrandom: %s", strerror(errno));
-    format_uuid(b, 4, uuid);
-}
-
-/* The same job, step and layout give the same name. */
-static void derived_uuid(const struct save *s, const char *what, int64_t step, char uuid[37]) {
-    char *text = xasprintf("%s\n%s\n%lld %lld %lld %lld %s %lld\n", what,
-                           s->st->used_ini ? s->st->used_ini : "", (long long)step,
-                           (long long)s->m->tp, (long long)s->m->pp, (long long)s->m->dp,
-                           s->m->split_spec, (long long)s->m->writers);
-    struct sha256 sha;
-    char hex[65];
-    uint8_t b[16];
-    sha256_begin(&sha);
-    sha256_add(&sha, text, strlen(text));
-    sha256_end(&sha, hex);
-    for (int i = 0; i < 16; i++) {
-        char pair[3] = {hex[2 * i], hex[2 * i + 1], 0};
-        b[i] = (uint8_t)strtoul(pair, NULL, 16);
-    }
-    format_uuid(b, 8, uuid);
-    free(text);
-}
-
-static void make_created(bool reproducible, char created[32]) {
-    int64_t seconds = 0;
-    const char *epoch = getenv("SOURCE_DATE_EPOCH");
-    if (!reproducible) {
-        clock_utc(created, false);
-        return;
-    }
-    if (epoch && !parse_int64(epoch, &seconds)) seconds = 0;
-    time_t t = (time_t)seconds;
-    struct tm tm;
-    gmtime_r(&t, &tm);
-    strftime(created, 32, "%Y-%m-%dT%H:%M:%SZ", &tm);
-}
-
-static void make_names(const struct save *s, struct names *n) {
-    const char *job = getenv("SLURM_JOB_ID"), *restart = getenv("SLURM_RESTART_COUNT");
-    char pid[32];
-    memset(n, 0, sizeof *n);
-    snprintf(pid, sizeof pid, "pid%ld", (long)getpid());
-    snprintf(n->folder, sizeof n->folder, "iter_%07lld.tmp-%.32s-%.16s", (long long)s->m->step,
-             job ? job : pid, restart ? restart : "0");
-    make_created(s->set->reproducible, n->created);
-    if (s->set->reproducible) {
-        derived_uuid(s, "checkpoint", s->m->step, n->uuid);
-        derived_uuid(s, "run", 0, n->run_uuid);
-        memset(n->parent_uuid, '0', 36);
-        n->parent_uuid[8] = n->parent_uuid[13] = n->parent_uuid[18] = n->parent_uuid[23] = '-';
-        return;
-    }
-    random_uuid(n->uuid);
-    if (s->st->run_uuid && s->st->run_uuid[0])
-        snprintf(n->run_uuid, sizeof n->run_uuid, "%s", s->st->run_uuid);
-    else
-        random_uuid(n->run_uuid);
-    if (s->st->parent_uuid)
-        snprintf(n->parent_uuid, sizeof n->parent_uuid, "%s", s->st->parent_uuid);
-}
 
 /* ---- step 2: room, a new folder ---------------------------------------------------------------------- */
 static int make_folder(const struct save *s, int64_t bytes, const char *folder) {
@@ -170,13 +89,10 @@ static int begin(struct save *s) {
     for (int64_t i = 0; i < s->part.n; i++) bytes += part_bytes(&s->part.part[i]) + 4096;
     int64_t shard_bytes = bytes;
     comm_allreduce_i64(s->world, &bytes, 1, REDUCE_SUM);
-    struct names names;
-    make_names(s, &names);
+    struct ckpt_names names;
+    ckpt_make_names(s->m, st, s->set->reproducible, &names);
     comm_broadcast(s->world, &names, sizeof names, 0);
-    memcpy(s->m->uuid, names.uuid, sizeof names.uuid);
-    memcpy(s->m->run_uuid, names.run_uuid, sizeof names.run_uuid);
-    memcpy(s->m->parent_uuid, names.parent_uuid, sizeof names.parent_uuid);
-    memcpy(s->m->created, names.created, sizeof names.created);
+    ckpt_take_names(s->m, &names);
     s->tmp = xasprintf("%s/%s", s->set->save, names.folder);
     s->id = (struct shard_identity){.m = s->m, .index = group_rank(s->world), .grid = st->grid};
     TRY(check_file_limit(s, shard_bytes));
@@ -184,35 +100,11 @@ static int begin(struct save *s) {
 }
 
 /* ---- steps 3 to 8: one writer -------------------------------------------------------------------------- */
-static void name_block(const struct ckpt_tensor *t, struct ckpt_block *b) {
-    if (t->n_blocks == 1)
-        b->dataset = xstrdup(t->name);
-    else
-        b->dataset = xasprintf("%s.%lld", t->name, (long long)t->n_blocks - 1);
-}
-
 /* The host copy is taken, its checksums computed, and only then is HDF5 called. */
 static int write_part(struct save *s, struct shard *shard, const struct part *p) {
     const struct param *param = &s->st->set->param[p->param];
-    char name[CKPT_NAME_MAX + 1];
-    part_tensor_name(param, p->role, name, sizeof name);
-    struct ckpt_tensor *t = s->m->n_tensors ? &s->m->tensor[s->m->n_tensors - 1] : NULL;
-    for (int64_t i = s->m->n_tensors - 1; i >= 0 && strcmp(t->name, name) != 0; i--)
-        t = &s->m->tensor[i];
-    if (!t || strcmp(t->name, name) != 0) {
-        t = manifest_add_tensor(s->m, name);
-        t->role = p->role;
-        t->dtype = p->dtype;
-        t->n_dims = param->ndim;
-        memcpy(t->shape, param->shape, sizeof t->shape);
-    }
-    struct ckpt_block *b = manifest_add_block(t);
-    b->file = 0;
-    b->box = p->box;
-    b->bytes = part_bytes(p);
-    b->n_crc = ckpt_crc_blocks(b->bytes);
-    b->crc = xmalloc((size_t)b->n_crc * sizeof *b->crc);
-    name_block(t, b);
+    struct ckpt_tensor *t;
+    struct ckpt_block *b = manifest_add_part(s->m, param, p, &t);
     char *host = xmalloc((size_t)b->bytes);
     part_download(p, &p->box, s->st->be, host);
     s->st->be->ops->synchronize(s->st->be);
@@ -240,33 +132,6 @@ static int write_shard(struct save *s) {
     return rc;
 }
 
-/* Step 7: from storage, byte by byte, then through HDF5. */
-static int verify_shard(struct save *s) {
-    bool sample = s->set->verify_save == CKPT_VERIFY_SAMPLE;
-    struct scan scan = {.dir = s->tmp,
-                        .m = s->m,
-                        .fill = true,
-                        .sha256 = s->set->hash_sha256,
-                        .drop_cache = true,
-                        .one_in = sample ? 8 : 1};
-    scan.turn = (int64_t)(crc32c(0, &s->m->step, sizeof s->m->step) % 8);
-    TRY(ckpt_scan_file(&scan));
-    struct shard_reader r;
-    h5_begin(s->set);
-    int rc = reader_open(&r, s->tmp, s->m, 0, s->id.index);
-    int64_t n = scan.turn;
-    for (int64_t i = 0; !rc && i < s->m->n_tensors; i++)
-        for (int64_t j = 0; !rc && j < s->m->tensor[i].n_blocks; j++) {
-            hid_t d = -1;
-            if (sample && n++ % 8 != 0) continue;
-            rc = reader_dataset(&r, &s->m->tensor[i], &s->m->tensor[i].block[j], &d);
-            rc = h5_close(rc, d, s->m->tensor[i].name);
-        }
-    rc = reader_close(rc, &r);
-    h5_end(s->set);
-    return rc;
-}
-
 /* ---- steps 9 to 13 ------------------------------------------------------------------------------------------ */
 /* Collective: rank 0 gets the shares of all writers, one after the other. */
 static int collect_shares(struct save *s) {
@@ -287,36 +152,9 @@ static int collect_shares(struct save *s) {
     return rc;
 }
 
-static void write_index(struct save *s) {
-    char *path = xasprintf("%s/index.h5", s->tmp);
-    h5_begin(s->set);
-    int rc = index_write(path, s->m, s->set);
-    h5_end(s->set);
-    if (!rc) {
-        manifest_add_file(s->m, "index.h5")->inspection = true;
-        struct scan scan = {.dir = s->tmp, .m = s->m, .fill = true, .one_in = 1};
-        scan.file = (int)s->m->n_files - 1;
-        rc = ckpt_scan_file(&scan);
-    }
-    if (rc) {
-        log_warn("checkpoint of step %lld goes without its index: %s", (long long)s->m->step,
-                 error_text());
-        error_clear();
-        unlink(path);
-    }
-    free(path);
-}
-
 static int commit(struct save *s) {
-    TRY(manifest_check_coverage(s->m, s->tmp));
-    if (s->set->index) write_index(s);
-    size_t bytes;
-    char *text = manifest_text(s->m, &bytes), *path = xasprintf("%s/%s", s->tmp, CKPT_MANIFEST);
-    int rc = file_write_atomic(path, text, bytes);
-    free(text);
-    free(path);
-    if (!rc) rc = folder_sync(s->tmp);
-    if (!rc) rc = ckpt_lock_check(s->set->lock);
+    TRY(ckpt_finish_folder(s->set, s->tmp, s->m));
+    int rc = ckpt_lock_check(s->set->lock);
     if (!rc) rc = ckpt_commit_folder(s->set->save, s->tmp, s->m->step);
     if (rc || ckpt_retain(s->set, s->m->step) == 0) return rc;
     log_warn("retention after step %lld: %s", (long long)s->m->step, error_text());
@@ -341,7 +179,7 @@ int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *sta
     int rc = ckpt_agree(s.world, begin(&s));
     if (!rc) {
         rc = write_shard(&s);
-        if (!rc) rc = verify_shard(&s);
+        if (!rc) rc = ckpt_verify_shard(s.set, s.tmp, s.m, s.id.index);
         if (!rc) rc = folder_sync(s.tmp);
         rc = ckpt_agree(s.world, rc);
     }

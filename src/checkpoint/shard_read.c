@@ -131,23 +131,39 @@ int reader_dataset(const struct shard_reader *r, const struct ckpt_tensor *t,
     return rc;
 }
 
-int reader_read(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
-                const struct ckpt_block *b, const struct box *sub, void *host) {
-    hsize_t start[CKPT_DIMS], count[CKPT_DIMS];
+static int read_slab(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
+                     const struct ckpt_block *b, hid_t file, hid_t memory, void *host) {
+    hid_t type = h5_dtype(t->dtype);
+    int rc = 0;
+    if (type < 0 || H5Dread(dataset, type, memory, file, H5P_DEFAULT, host) < 0)
+        rc = h5_error(EXIT_IO, "%s: %s could not be read", r->path, b->dataset);
+    return h5_close(rc, type, "type");
+}
+
+int reader_read_into(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
+                     const struct ckpt_block *b, const struct box *sub, const struct box *frame,
+                     void *host) {
+    hsize_t start[CKPT_DIMS], to[CKPT_DIMS], count[CKPT_DIMS], extent[CKPT_DIMS];
     for (int i = 0; i < sub->n; i++) {
         start[i] = (hsize_t)(sub->offset[i] - b->box.offset[i]);
+        to[i] = (hsize_t)(sub->offset[i] - frame->offset[i]);
         count[i] = (hsize_t)sub->count[i];
+        extent[i] = (hsize_t)frame->count[i];
     }
-    hid_t type = h5_dtype(t->dtype), file = H5Dget_space(dataset);
-    hid_t memory = H5Screate_simple(sub->n, count, NULL);
+    hid_t file = H5Dget_space(dataset), memory = H5Screate_simple(sub->n, extent, NULL);
     int rc = 0;
-    if (type < 0 || file < 0 || memory < 0 ||
+    if (file < 0 || memory < 0 ||
         H5Sselect_hyperslab(file, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
-        H5Dread(dataset, type, memory, file, H5P_DEFAULT, host) < 0)
-        rc = h5_error(EXIT_IO, "%s: %s could not be read", r->path, b->dataset);
-    rc = h5_close(rc, type, "type");
+        H5Sselect_hyperslab(memory, H5S_SELECT_SET, to, NULL, count, NULL) < 0)
+        rc = h5_error(EXIT_IO, "%s: no selection in %s", r->path, b->dataset);
+    if (!rc) rc = read_slab(r, dataset, t, b, file, memory, host);
     rc = h5_close(rc, file, "space");
     return h5_close(rc, memory, "space");
+}
+
+int reader_read(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
+                const struct ckpt_block *b, const struct box *sub, void *host) {
+    return reader_read_into(r, dataset, t, b, sub, sub, host);
 }
 
 /* ---- counters and history ------------------------------------------------------------------------------ */

@@ -9,10 +9,10 @@
 static int write_root(struct shard *s, const struct shard_identity *id,
                       const struct ckpt_settings *settings) {
     const struct ckpt_manifest *m = id->m;
-    char history[96] = "";
+    char history[256] = "";
     if (!settings->reproducible)
-        snprintf(history, sizeof history, "%s strata train: saved step %lld", m->created,
-                 (long long)m->step);
+        snprintf(history, sizeof history, "%s %s step %lld", m->created,
+                 id->tool ? id->tool : "strata train: saved", (long long)m->step);
     TRY(h5_put_text(s->file, "format", CKPT_FORMAT));
     TRY(h5_put_text(s->file, "format_version", CKPT_VERSION));
     TRY(h5_put_text(s->file, "Conventions", CKPT_FORMAT "-" CKPT_VERSION));
@@ -127,9 +127,7 @@ static int label_axes(hid_t dataset, const struct param *p) {
 }
 
 static int describe_block(hid_t d, const struct param *p, const struct ckpt_tensor *t,
-                          const struct ckpt_block *b, uint32_t crc) {
-    char text[9];
-    snprintf(text, sizeof text, "%08x", crc);
+                          const struct ckpt_block *b) {
     TRY(h5_put_text(d, "description", role_text[t->role]));
     TRY(h5_put_text(d, "units", "1"));
     TRY(h5_put_integers(d, "global_shape", t->shape, t->n_dims, 0));
@@ -143,67 +141,93 @@ static int describe_block(hid_t d, const struct param *p, const struct ckpt_tens
         TRY(h5_put_integers(d, "tp_granules", p->cut.granule, p->cut.n_blocks, 0));
     }
     TRY(h5_put_text(d, "hf_name", p->hf_name));
-    return h5_put_text(d, "crc32c", text);
+    return h5_put_text(d, "crc32c", "00000000"); /* shard_end_block knows it */
 }
 
-/* Whole rows of axis 0 at a time, so that no transfer is longer than a slice. */
-static int write_slices(hid_t d, hid_t type, const struct ckpt_block *b, const char *host) {
-    int64_t row = b->bytes / b->box.count[0], step = CKPT_SLICE / row, n = b->box.count[0];
-    if (step < 1) step = 1;
-    for (int64_t first = 0; first < n; first += step) {
-        hsize_t start[CKPT_DIMS] = {0}, count[CKPT_DIMS];
-        for (int i = 0; i < b->box.n; i++) count[i] = (hsize_t)b->box.count[i];
-        start[0] = (hsize_t)first;
-        count[0] = (hsize_t)(n - first < step ? n - first : step);
-        hid_t file = H5Dget_space(d), memory = H5Screate_simple(b->box.n, count, NULL);
-        int rc = 0;
-        if (file < 0 || memory < 0 ||
-            H5Sselect_hyperslab(file, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
-            H5Dwrite(d, type, memory, file, H5P_DEFAULT, host + first * row) < 0)
-            rc = h5_error(EXIT_IO, "%s could not be written", b->dataset);
-        rc = h5_close(rc, file, "space");
-        TRY(h5_close(rc, memory, "space"));
-    }
-    return 0;
+static int set_crc(hid_t d, uint32_t crc) {
+    char text[9];
+    snprintf(text, sizeof text, "%08x", crc);
+    hid_t a = H5Aopen(d, "crc32c", H5P_DEFAULT), type = a < 0 ? -1 : H5Aget_type(a);
+    int rc = 0;
+    if (type < 0 || H5Aget_storage_size(a) != sizeof text || H5Awrite(a, type, text) < 0)
+        rc = h5_error(EXIT_IO, "attribute crc32c could not be written");
+    rc = h5_close(rc, type, "crc32c");
+    return h5_close(rc, a, "crc32c");
 }
 
-static int write_dataset(struct shard *s, hid_t group, const char *name, const struct param *p,
-                         const struct ckpt_tensor *t, struct ckpt_block *b, const void *host) {
+static int make_dataset(struct shard *s, hid_t group, const char *name, const struct param *p,
+                        const struct ckpt_tensor *t, const struct ckpt_block *b, hid_t *d) {
     hsize_t extent[CKPT_DIMS];
     for (int i = 0; i < b->box.n; i++) extent[i] = (hsize_t)b->box.count[i];
     hid_t type = t->dtype == DTYPE_BF16 ? s->bfloat16 : h5_dtype(t->dtype);
     hid_t space = H5Screate_simple(b->box.n, extent, NULL);
-    hid_t list = h5_create_list(H5P_DATASET_CREATE), d = -1;
+    hid_t list = h5_create_list(H5P_DATASET_CREATE);
     int rc = 0;
     if (type >= 0 && space >= 0 && list >= 0)
-        d = H5Dcreate2(group, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
-    if (d < 0) rc = h5_error(EXIT_IO, "%s: dataset %s could not be made", s->path, b->dataset);
-    if (!rc) rc = describe_block(d, p, t, b, crc32c(0, host, (size_t)b->bytes));
-    if (!rc) rc = write_slices(d, type, b, host);
-    if (!rc) rc = check_outlet(s);
-    if (!rc) {
-        haddr_t at = H5Dget_offset(d);
-        b->file_offset = (int64_t)at;
-        if (at == HADDR_UNDEF) rc = h5_error(EXIT_IO, "%s has no place in the file", b->dataset);
-    }
-    if (rc) error_note(rc, "while writing %s", s->path);
-    rc = h5_close(rc, d, b->dataset);
+        *d = H5Dcreate2(group, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
+    if (*d < 0) rc = h5_error(EXIT_IO, "%s: dataset %s could not be made", s->path, b->dataset);
+    if (!rc) rc = describe_block(*d, p, t, b);
     rc = h5_close(rc, list, "list");
     rc = h5_close(rc, space, "space");
     return t->dtype == DTYPE_BF16 ? rc : h5_close(rc, type, "type");
 }
 
-int shard_write_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
-                      struct ckpt_block *b, const void *host) {
+int shard_begin_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
+                      const struct ckpt_block *b, struct block_writer *w) {
     char path[CKPT_NAME_MAX + 1];
+    *w = (struct block_writer){.dataset = -1};
     snprintf(path, sizeof path, "%s", b->dataset);
     char *slash = strrchr(path, '/');
     CHECK(slash, "dataset %s lies in no group", path);
     *slash = 0;
     hid_t group;
     TRY(shard_group(s, path, p->stack_layer, &group));
-    int rc = write_dataset(s, group, slash + 1, p, t, b, host);
+    int rc = make_dataset(s, group, slash + 1, p, t, b, &w->dataset);
     return h5_close(rc, group, path);
+}
+
+int shard_write_rows(struct block_writer *w, const struct ckpt_block *b, int64_t first,
+                     int64_t n_rows, const void *host) {
+    hsize_t start[CKPT_DIMS] = {0}, count[CKPT_DIMS];
+    for (int i = 0; i < b->box.n; i++) count[i] = (hsize_t)b->box.count[i];
+    start[0] = (hsize_t)first;
+    count[0] = (hsize_t)n_rows;
+    w->crc = crc32c(w->crc, host, (size_t)(b->bytes / b->box.count[0] * n_rows));
+    hid_t file = H5Dget_space(w->dataset), memory = H5Screate_simple(b->box.n, count, NULL);
+    hid_t type = H5Dget_type(w->dataset);
+    int rc = 0;
+    if (file < 0 || memory < 0 || type < 0 ||
+        H5Sselect_hyperslab(file, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
+        H5Dwrite(w->dataset, type, memory, file, H5P_DEFAULT, host) < 0)
+        rc = h5_error(EXIT_IO, "%s could not be written", b->dataset);
+    rc = h5_close(rc, file, "space");
+    rc = h5_close(rc, type, "type");
+    return h5_close(rc, memory, "space");
+}
+
+int shard_end_block(int rc, struct shard *s, struct block_writer *w, struct ckpt_block *b) {
+    if (!rc) rc = set_crc(w->dataset, w->crc);
+    if (!rc) rc = check_outlet(s);
+    if (!rc) {
+        haddr_t at = H5Dget_offset(w->dataset);
+        b->file_offset = (int64_t)at;
+        if (at == HADDR_UNDEF) rc = h5_error(EXIT_IO, "%s has no place in the file", b->dataset);
+    }
+    if (rc) error_note(rc, "while writing %s", s->path);
+    return h5_close(rc, w->dataset, b->dataset);
+}
+
+/* Whole rows of axis 0 at a time, so that no transfer is longer than a slice. */
+int shard_write_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
+                      struct ckpt_block *b, const void *host) {
+    struct block_writer w;
+    int64_t row = b->bytes / b->box.count[0], step = CKPT_SLICE / row, n = b->box.count[0];
+    if (step < 1) step = 1;
+    int rc = shard_begin_block(s, p, t, b, &w);
+    for (int64_t first = 0; !rc && first < n; first += step)
+        rc = shard_write_rows(&w, b, first, n - first < step ? n - first : step,
+                              (const char *)host + first * row);
+    return shard_end_block(rc, s, &w, b);
 }
 
 int shard_close(int rc, struct shard *s) {

@@ -77,6 +77,7 @@ struct microbatch {
     int64_t tokens;     /* merged rows */
     int64_t targets;
     int64_t max_segment;
+    int64_t past; /* generation: rows of its one sample that went before and are in the caches */
     const int64_t *sample_id;     /* [samples] */
     const int64_t *cu_tokens;     /* [samples+1] */
     const int32_t *text_len;      /* [samples] */

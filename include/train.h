@@ -9,21 +9,29 @@
  * (EXIT_OK: finished or stopped on request; status.json says which); errors are recorded. */
 int train_run(struct config *cfg);
 
+enum data_part { DATA_TRAIN, DATA_VALID /* valid_data_path */ };
+bool train_has_data(const struct config *cfg, enum data_part part);
+const char *train_data_path(const struct config *cfg, enum data_part part);
 /* Data settings of a job file; the strings belong to cfg. rows_per_image as the model's. */
-void train_data_settings(const struct config *cfg, struct data_settings *out);
+void train_data_settings(const struct config *cfg, enum data_part part, struct data_settings *out);
 /* Rank 0 prepares the data set if need be, the others wait; then every rank opens it. Sets the
- * vocabulary if the job file left it to the tokenizer. Collective over the world. */
-int train_open_data(struct config *cfg, const struct grid *grid, struct dataset **out);
-/* Without MPI: builds the index. */
-int train_prepare_data(struct config *cfg, bool force);
+ * vocabulary if the job file left it to the tokenizer. *out is left alone where the job has no such
+ * data. Collective over the world. */
+int train_open_data(struct config *cfg, enum data_part part, const struct grid *grid,
+                    struct dataset **out);
+/* Without MPI: builds the index, if the job has such data. */
+int train_prepare_data(struct config *cfg, enum data_part part, bool force);
 /* The tokenizer may set the vocabulary, and must fit it. */
 int train_resolve_vocabulary(struct config *cfg);
 
 /* ---- the plan of a job, without MPI (config_check_world was called) ------------------------------- */
-/* The largest micro-batch of the run, each count on its own, from the data set's index; data NULL:
- * plan_microbatch_worst. Free with plan_microbatch_free. */
+/* The largest micro-batch of the run, evaluations included, each count on its own, from the indices
+ * of the data sets; data NULL: plan_microbatch_worst; valid NULL: none. Free with
+ * plan_microbatch_free. */
 struct microbatch *train_largest_microbatch(const struct config *cfg, const struct dataset *data,
-                                            const struct stack *s);
+                                            const struct dataset *valid, const struct stack *s);
+/* Steps of one evaluation: eval_iters, or less where those pass over all samples already. */
+int64_t train_eval_steps(const struct config *cfg, const struct dataset *valid);
 /* split_spec as numbers [PP]; auto is solved and written into cfg. free() it, after an error too. */
 int train_split(struct config *cfg, const struct stack *s, const struct microbatch *largest,
                 int64_t **split);

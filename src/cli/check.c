@@ -102,13 +102,14 @@ static int find_vocabulary(struct check_report *r) {
 }
 
 /* An index that cannot be used is no error here: `train` builds it. */
-static void find_data(struct check_report *r) {
+static void find_data(struct check_report *r, enum data_part part, struct dataset **data) {
     struct data_settings s;
-    train_data_settings(r->cfg, &s);
+    if (!train_has_data(r->cfg, part)) return;
+    train_data_settings(r->cfg, part, &s);
     if (s.format != DATA_MOCK && access(s.tokenizer_model, F_OK) != 0) return;
-    int rc = dataset_open(&s, &r->data);
+    int rc = dataset_open(&s, data);
     if (rc == 0) return;
-    r->data = NULL;
+    *data = NULL;
     if (rc != EXIT_NO_INPUT) check_warn(r, "the data set's index is not used: %s", error_text());
     error_clear();
 }
@@ -138,9 +139,10 @@ static void plan_cuts(struct check_report *r) {
 
 static int make_plan(struct check_report *r) {
     TRY(find_vocabulary(r));
-    find_data(r);
+    find_data(r, DATA_TRAIN, &r->data);
+    find_data(r, DATA_VALID, &r->valid);
     TRY(stack_build(r->cfg, &r->stack));
-    r->largest = train_largest_microbatch(r->cfg, r->data, &r->stack);
+    r->largest = train_largest_microbatch(r->cfg, r->data, r->valid, &r->stack);
     r->split_auto = r->cfg->parallel.split_spec.n == 0;
     TRY(train_split(r->cfg, &r->stack, r->largest, &r->split));
     plan_layout_from_config(r->cfg, r->split, &r->layout);
@@ -169,6 +171,7 @@ static void report_free(struct check_report *r) {
     stack_free(&r->stack);
     if (r->grid != NULL) grid_destroy(r->grid);
     if (r->data != NULL) dataset_close(r->data);
+    if (r->valid != NULL) dataset_close(r->valid);
     config_free(r->cfg);
 }
 

@@ -12,7 +12,8 @@ struct cut_plan {  /* one stream of one cut of the split, all rows of a data ran
 struct check_report {
     struct config *cfg;
     struct stack stack;
-    struct dataset *data; /* NULL: no index yet, the largest micro-batch is assumed */
+    struct dataset *data;  /* NULL: no index yet, the largest micro-batch is assumed */
+    struct dataset *valid; /* NULL: none, or no index yet */
     struct microbatch *largest;
     bool split_auto;
     int64_t *split;

@@ -70,6 +70,8 @@ static void warn_missing_files(struct check_report *r) {
     if (d->data_format == FORMAT_MOCK) return;
     if (access(d->data_path, F_OK) != 0)
         check_warn(r, "there is no data_path %s yet", d->data_path);
+    if (d->valid_data_path != NULL && access(d->valid_data_path, F_OK) != 0)
+        check_warn(r, "there is no valid_data_path %s yet", d->valid_data_path);
     if (d->image_folder != NULL && access(d->image_folder, F_OK) != 0)
         check_warn(r, "there is no image_folder %s yet", d->image_folder);
 }

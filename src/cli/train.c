@@ -55,7 +55,8 @@ int cli_prepare(int argc, char **argv) {
     }
     struct config *cfg = NULL;
     TRY(cli_load_job(n, kept, "prepare", &cfg));
-    int rc = train_prepare_data(cfg, force);
+    int rc = train_prepare_data(cfg, DATA_TRAIN, force);
+    if (rc == 0) rc = train_prepare_data(cfg, DATA_VALID, force);
     config_free(cfg);
     return rc;
 }

@@ -121,6 +121,7 @@ int run_steps(struct run *r) {
             TRY(replica_check(r));
         enum stop_level level = stop_wanted(r);
         bool last = r->at.step == c->derived.train_iters;
+        if (last || multiple(r->at.step, c->eval.eval_interval)) TRY(evaluation_run(r, last));
         if (!last && (level == STOP_SAVE || multiple(r->at.step, c->checkpoint.save_interval)))
             TRY(save_checkpoint(r));
         if (last) break;

@@ -16,7 +16,6 @@ static void copy_format(const struct config *c, struct data_settings *s) {
     s->format = format[c->data.data_format];
     if (c->data.conversation_template != CONFIG_UNSET)
         s->conversation_template = tpl[c->data.conversation_template];
-    s->path = c->data.data_path;
     s->cache_path = c->data.data_cache_path;
     s->image_folder = c->data.image_folder;
     s->caption_extension = c->data.caption_extension;
@@ -40,9 +39,18 @@ static void copy_images(const struct config *c, struct data_settings *s) {
     s->max_bad_images = c->data.max_bad_images;
 }
 
-void train_data_settings(const struct config *c, struct data_settings *s) {
+const char *train_data_path(const struct config *c, enum data_part part) {
+    return part == DATA_TRAIN ? c->data.data_path : c->data.valid_data_path;
+}
+
+bool train_has_data(const struct config *c, enum data_part part) {
+    return part == DATA_TRAIN || train_data_path(c, part) != NULL;
+}
+
+void train_data_settings(const struct config *c, enum data_part part, struct data_settings *s) {
     data_settings_init(s);
     copy_format(c, s);
+    s->path = train_data_path(c, part);
     copy_images(c, s);
     if (c->data.tokenizer_type != CONFIG_UNSET)
         s->tokenizer_type = config_choice(c, &c->data.tokenizer_type);
@@ -79,22 +87,25 @@ static void progress(void *arg, int64_t done, int64_t total) {
     log_info("preparing data: %lld of %lld samples", (long long)done, (long long)total);
 }
 
-int train_prepare_data(struct config *cfg, bool force) {
+int train_prepare_data(struct config *cfg, enum data_part part, bool force) {
     struct data_settings s;
+    if (!train_has_data(cfg, part)) return 0;
     TRY(train_resolve_vocabulary(cfg));
-    train_data_settings(cfg, &s);
+    train_data_settings(cfg, part, &s);
     double last = clock_seconds();
     TRY(dir_make(s.cache_path));
     return dataset_prepare(&s, force, progress, &last);
 }
 
-int train_open_data(struct config *cfg, const struct grid *grid, struct dataset **out) {
+int train_open_data(struct config *cfg, enum data_part part, const struct grid *grid,
+                    struct dataset **out) {
     struct data_settings s;
-    int rc = comm_world_rank() == 0 ? train_prepare_data(cfg, false) : 0;
+    int rc = comm_world_rank() == 0 ? train_prepare_data(cfg, part, false) : 0;
     int worst = comm_vote(grid_group(grid, GROUP_WORLD), rc);
     TRY(rc);
     TRY(worst);
     TRY(train_resolve_vocabulary(cfg));
-    train_data_settings(cfg, &s);
+    if (!train_has_data(cfg, part)) return 0;
+    train_data_settings(cfg, part, &s);
     return dataset_open(&s, out);
 }

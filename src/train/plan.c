@@ -53,22 +53,34 @@ static struct batch_sizes bound_sizes(const struct dataset *data, int64_t per_ba
 }
 
 /* Micro-batches lie one behind the other in the order of samples, whatever the data size. */
-struct microbatch *train_largest_microbatch(const struct config *cfg, const struct dataset *data,
-                                            const struct stack *s) {
+int64_t train_eval_steps(const struct config *cfg, const struct dataset *valid) {
+    int64_t per_step = cfg->training.global_batch_size;
+    int64_t all = (dataset_count(valid) + per_step - 1) / per_step;
+    return cfg->eval.eval_iters < all ? cfg->eval.eval_iters : all;
+}
+
+/* The micro-batches of `steps` steps. */
+static struct batch_sizes scan_steps(const struct config *cfg, const struct dataset *data,
+                                     int64_t steps) {
     const struct config_training *t = &cfg->training;
-    int64_t per_batch = t->micro_batch_size;
+    int64_t samples;
+    if (__builtin_mul_overflow(steps, t->global_batch_size, &samples) || samples > SCAN_LIMIT)
+        return bound_sizes(data, t->micro_batch_size);
+    struct sampler *order =
+        sampler_create(dataset_count(data), rng_run_key(t->seed), cfg->data.shuffle);
+    struct batch_sizes most = scan_positions(data, order, samples, t->micro_batch_size);
+    sampler_destroy(order);
+    return most;
+}
+
+struct microbatch *train_largest_microbatch(const struct config *cfg, const struct dataset *data,
+                                            const struct dataset *valid, const struct stack *s) {
+    int64_t per_batch = cfg->training.micro_batch_size;
     if (data == NULL) return plan_microbatch_worst(s, per_batch, cfg->language.decoder_seq_length);
-    int64_t samples, most = SCAN_LIMIT;
-    bool few = !__builtin_mul_overflow(cfg->derived.train_iters, t->global_batch_size, &samples) &&
-               samples <= most;
-    struct batch_sizes m;
-    if (few) {
-        struct sampler *order =
-            sampler_create(dataset_count(data), rng_run_key(t->seed), cfg->data.shuffle);
-        m = scan_positions(data, order, samples, per_batch);
-        sampler_destroy(order);
-    } else {
-        m = bound_sizes(data, per_batch);
+    struct batch_sizes m = scan_steps(cfg, data, cfg->derived.train_iters);
+    if (valid != NULL) {
+        struct batch_sizes v = scan_steps(cfg, valid, train_eval_steps(cfg, valid));
+        sizes_max(&m, &v);
     }
     return plan_microbatch_sized(s, per_batch, m.images, m.tokens, m.max_segment, m.targets);
 }

@@ -62,44 +62,10 @@ void report_plan(const struct run *r) {
 }
 
 /* ---- metrics.csv ------------------------------------------------------------------------------- */
-/* Keeps the header and the rows up to `step`; a crash may have left later ones. */
-static char *kept_rows(const char *text, int64_t step) {
-    char *out = xmalloc(strlen(text) + sizeof METRICS_HEADER + 2);
-    size_t n = strlen(METRICS_HEADER "\n");
-    memcpy(out, METRICS_HEADER "\n", n);
-    const char *line = strchr(text, '\n');
-    while (line != NULL && line[1] != 0) {
-        const char *end = strchr(++line, '\n');
-        if (end == NULL || strtoll(line, NULL, 10) > step) break;
-        memcpy(out + n, line, (size_t)(end - line) + 1);
-        n += (size_t)(end - line) + 1;
-        line = end;
-    }
-    out[n] = 0;
-    return out;
-}
-
-static int open_metrics(struct run *r, const char *path) {
-    char *text = NULL;
-    size_t bytes = 0;
-    if (access(path, F_OK) == 0) TRY(file_read(path, (size_t)1 << 32, &text, &bytes));
-    char *kept = kept_rows(text != NULL ? text : "", r->at.step);
-    int rc = file_write_atomic(path, kept, strlen(kept));
-    free(text);
-    free(kept);
-    TRY(rc);
-    r->metrics = fopen(path, "a");
-    if (r->metrics == NULL) return error_raise(EXIT_CANT_CREATE, "%s cannot be written", path);
-    return 0;
-}
-
 int report_begin(struct run *r) {
     TRY(report_status(r, "running", 0, ""));
     if (!r->first_rank) return 0;
-    char *path = xasprintf("%s/metrics.csv", r->cfg->run.run_dir);
-    int rc = open_metrics(r, path);
-    free(path);
-    return rc;
+    return table_open(r->cfg->run.run_dir, "metrics.csv", METRICS_HEADER, r->at.step, &r->metrics);
 }
 
 void report_end(struct run *r) {

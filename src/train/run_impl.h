@@ -16,14 +16,14 @@ struct run {
     struct config *cfg;
     struct grid *grid;
     struct backend *be;
-    struct dataset *data;
+    struct dataset *data, *valid; /* valid NULL: no evaluation */
     struct stack stack;
     int64_t *split;
     struct plan_layout layout;
     struct rank_plan plan;
     struct stage stage;
     struct arena life, step, scratch;
-    struct batcher *batcher;
+    struct batcher *batcher, *valid_batcher;
     struct microbatch *largest;
     struct pipeline *pipeline;
     struct optim *optim;
@@ -42,7 +42,7 @@ struct run {
 
     struct replica_check *replicas;
     char *save_path, *stop_path; /* files that ask for something */
-    FILE *metrics;
+    FILE *metrics, *validation;
     struct totals totals;
     double flops_logged, wait_logged; /* counters at the last log line */
     double started;
@@ -51,6 +51,7 @@ struct run {
 /* setup.c */
 int run_begin(struct run *r, struct config *cfg);
 void run_end(struct run *r);
+struct batcher_settings setup_batcher(const struct run *r); /* of the training data */
 
 /* loop.c: one training step, its numbers. */
 struct step_numbers {
@@ -66,6 +67,13 @@ void report_end(struct run *r);
 int report_step(struct run *r, const struct step_numbers *n);
 void report_plan(const struct run *r);
 int report_status(struct run *r, const char *state, int exit_code, const char *reason);
+
+/* evaluate.c: the loss on held-out data, forward only and without dropout. */
+int evaluation_begin(struct run *r);  /* batches; after setup of the stage */
+int evaluation_report(struct run *r); /* validation.csv, cut back like metrics.csv */
+void evaluation_end(struct run *r);
+/* Collective over the world. last: the line of the end of training. */
+int evaluation_run(struct run *r, bool last);
 
 /* save.c */
 void save_setup(struct run *r);

@@ -8,21 +8,25 @@ static const struct group *world(const struct run *r) {
     return grid_group(r->grid, GROUP_WORLD);
 }
 
-/* The largest micro-batch decides memory; the step's samples do not depend on the layout. */
-static int setup_batches(struct run *r) {
+struct batcher_settings setup_batcher(const struct run *r) {
     const struct config *c = r->cfg;
     const struct group *dp = grid_group(r->grid, GROUP_DP);
-    struct batcher_settings s = {.micro_batch_size = c->training.micro_batch_size,
-                                 .global_batch_size = c->training.global_batch_size,
-                                 .dp = group_rank(dp),
-                                 .D = group_size(dp),
-                                 .M = (int)c->derived.n_micro_batches,
-                                 .shuffle = c->data.shuffle,
-                                 .per_token_loss = c->training.calculate_per_token_loss,
-                                 .run_key = rng_run_key(c->training.seed),
-                                 .num_workers = (int)c->data.num_workers};
+    return (struct batcher_settings){.micro_batch_size = c->training.micro_batch_size,
+                                     .global_batch_size = c->training.global_batch_size,
+                                     .dp = group_rank(dp),
+                                     .D = group_size(dp),
+                                     .M = (int)c->derived.n_micro_batches,
+                                     .shuffle = c->data.shuffle,
+                                     .per_token_loss = c->training.calculate_per_token_loss,
+                                     .run_key = rng_run_key(c->training.seed),
+                                     .num_workers = (int)c->data.num_workers};
+}
+
+/* The largest micro-batch decides memory; the step's samples do not depend on the layout. */
+static int setup_batches(struct run *r) {
+    struct batcher_settings s = setup_batcher(r);
     TRY(batcher_create(&s, r->data, &r->stack, &r->batcher));
-    r->largest = train_largest_microbatch(c, r->data, &r->stack);
+    r->largest = train_largest_microbatch(r->cfg, r->data, r->valid, &r->stack);
     return 0;
 }
 
@@ -93,6 +97,7 @@ static int setup_stage(struct run *r) {
                         &r->pipeline));
     replica_check_begin(r);
     batcher_attach(r->batcher, &r->stage, r->largest);
+    TRY(evaluation_begin(r));
     r->last_stage = group_rank(pp) == group_size(pp) - 1;
     r->result.loss_sum = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(double));
     r->result.loss_rows = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(int64_t));
@@ -134,7 +139,8 @@ static int begin_on_grid(struct run *r) {
     struct config *c = r->cfg;
     TRY(agree(r, open_run_dir(r)));
     TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_host(), &r->be));
-    TRY(train_open_data(c, r->grid, &r->data));
+    TRY(train_open_data(c, DATA_TRAIN, r->grid, &r->data));
+    TRY(train_open_data(c, DATA_VALID, r->grid, &r->valid));
     TRY(agree(r, stack_build(c, &r->stack)));
     TRY(agree(r, setup_batches(r)));
     TRY(agree(r, train_split(c, &r->stack, r->largest, &r->split)));
@@ -146,6 +152,7 @@ static int begin_on_grid(struct run *r) {
     TRY(save_resume(r));
     if (c->training.check_weight_hash_across_dp_replicas_interval > 0) TRY(replica_check(r));
     TRY(agree(r, report_begin(r)));
+    TRY(agree(r, evaluation_report(r)));
     stop_install(r);
     return 0;
 }
@@ -166,6 +173,7 @@ int run_begin(struct run *r, struct config *cfg) {
 void run_end(struct run *r) {
     report_end(r);
     ckpt_unlock(&r->lock);
+    evaluation_end(r);
     replica_check_end(r);
     pipeline_destroy(r->pipeline);
     optim_destroy(r->optim);
@@ -174,6 +182,7 @@ void run_end(struct run *r) {
     stage_free(&r->stage);
     stack_free(&r->stack);
     if (r->data != NULL) dataset_close(r->data);
+    if (r->valid != NULL) dataset_close(r->valid);
     if (r->be != NULL) {
         if (r->life.base != NULL) r->be->ops->mem_free(r->be, r->life.base);
         if (r->step.base != NULL) r->be->ops->mem_free(r->be, r->step.base);

@@ -6,11 +6,48 @@
 #include "plan.h"
 #include "train.h"
 
+/* ---- tables of figures (table.c) ---------------------------------------------------------------
+ * Opens <dir>/<name> for appending rows behind those up to `step`; later ones are cut off. */
+int table_open(const char *dir, const char *name, const char *header, int64_t step, FILE **out);
+
 /* ---- what a micro-batch adds up to ---------------------------------------------------------- */
 struct batch_sizes {
     int64_t images, tokens, targets, max_segment;
 };
 void batch_sizes_add(struct batch_sizes *to, const struct sample *s);
+
+/* ---- descriptors ---------------------------------------------------------------------------- */
+struct descriptor {
+    struct microbatch mb;
+    int64_t *sample_id, *cu_tokens, *image_row, *image; /* image: rows of the image table */
+    int32_t *text_len, *sample_images, *image_tiles;
+    int64_t rows_per_image;
+    int64_t counted; /* its first samples, whose targets count; the others only fill it up */
+    int64_t ticket;  /* of its pixels, -1: none wanted */
+    float *pixels;   /* [tiles, channels*H*W], where the first stage is here */
+};
+/* With room for so many samples and images. */
+void descriptor_init(struct descriptor *d, int64_t samples, int64_t images, int64_t rows_per_image);
+void descriptor_free(struct descriptor *d);
+void descriptor_begin(struct descriptor *d, int64_t step, int64_t index, int64_t first_sample);
+void descriptor_add(struct descriptor *d, int64_t id, const struct sample *s, bool counts);
+void descriptor_end(struct descriptor *d); /* the sums and the hash */
+
+/* ---- tables ----------------------------------------------------------------------------------- */
+struct tables_source {
+    const struct stage *stage;
+    struct stage_needs need;
+    void *arg; /* of sample(): ids and labels of sample `id` */
+    void (*sample)(void *arg, int64_t id, struct sample *out);
+    bool predict_next; /* generation: the one target row is the last one, its id not known */
+    int32_t *staging;
+};
+/* Sets stage, need and staging, which the caller frees. */
+void tables_source_init(struct tables_source *from, const struct stage *stage,
+                        const struct microbatch *largest);
+/* Takes the tables from `arena` (stage_tables_layout) and fills them. */
+void tables_fill(const struct tables_source *from, const struct descriptor *d, struct backend *be,
+                 struct arena *arena, struct batch_tables *out);
 
 /* ---- batches: from the data set's index to descriptors and tables ------------------------------ */
 struct batcher;
@@ -18,6 +55,7 @@ struct batcher_settings {
     int64_t micro_batch_size, global_batch_size;
     int dp, D, M;
     bool shuffle, per_token_loss;
+    int64_t limit; /* samples from that position of the order on have no targets; 0: no limit */
     struct rng_key run_key;
     int num_workers;
 };

@@ -63,12 +63,18 @@ TESTS    := $(TESTSRC:%.c=$(BUILD)/%)
 BENCHSRC := $(wildcard tests/bench/bench_*.c)
 BENCHES  := $(BENCHSRC:%.c=$(BUILD)/%)
 SANE     := SANITIZE=$(SANITIZE) BUILD=$(BUILD)
+# The program with its fault points switched on: only the files that have some are compiled again.
+FAULTSRC := $(shell grep -l 'fault\.h' $(SRC))
+FAULTOBJ := $(FAULTSRC:src/%.c=$(BUILD)/faults/%.o) \
+            $(filter-out $(FAULTSRC:src/%.c=$(BUILD)/%.o),$(OBJ))
+FAULTS   := $(BUILD)/faults/strata $(BUILD)/faults/list_points
 
-.PHONY: all lib tests deps deps-demo deps-lint check check-long demo bench lint format doc install clean help
+.PHONY: all lib tests faults deps deps-demo deps-lint check check-long demo bench lint format doc install clean help
 .DEFAULT_GOAL := all
 all: $(BUILD)/strata ## build/strata (the default)
 lib: $(LIB) ## everything but the main program, as a static library
-tests: $(TESTS) $(BUILD)/strata ## build every test program
+tests: $(TESTS) $(FAULTS) $(BUILD)/strata ## build every test program
+faults: $(FAULTS) ## build/faults/strata, which dies where the variable FAULT says
 
 $(BUILD)/%.o: src/%.c
 	@mkdir -p $(@D)
@@ -88,6 +94,13 @@ $(LIB): $(OBJ)
 	ar rcs $@ $^
 $(BUILD)/strata: $(MAIN) $(LIB)
 	OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/faults/%.o: src/%.c
+	@mkdir -p $(@D)
+	OMPI_CC=$(CC) $(MPICC) -DSTRATA_FAULTS $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/faults/strata: $(MAIN) $(FAULTOBJ)
+	OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/faults/list_points: tests/faults/list_points.c $(FAULTOBJ)
+	OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -MMD -MP -o $@
 $(BUILD)/tests/%: tests/%.c $(LIB)
 	@mkdir -p $(@D)
 	OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) $< $(LIB) -lcmocka $(LDLIBS) -MMD -MP -o $@
@@ -154,4 +167,4 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
 	@echo "variables       SANITIZE=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 PREFIX=/usr/local"
 
--include $(OBJ:.o=.d) $(MAIN:.o=.d) $(TESTS:=.d) $(BENCHES:=.d)
+-include $(OBJ:.o=.d) $(FAULTOBJ:.o=.d) $(MAIN:.o=.d) $(TESTS:=.d) $(BENCHES:=.d)

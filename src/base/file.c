@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base.h"
+#include "fault.h"
 
 static int code_of_open(int err) {
     if (err == ENOENT || err == ENOTDIR) return EXIT_NO_INPUT;
@@ -80,16 +81,22 @@ static int write_and_rename(const char *tmp, const char *path, const void *data,
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0)
         return error_raise(code_of_create(errno), "%s cannot be created: %s", tmp, strerror(errno));
+    fault_point("file.write.opened");
     bool ok = write_all(fd, data, bytes);
     int err = errno;
     if (close(fd) != 0 && ok) ok = false, err = errno;
-    if (ok && (rename(tmp, path) != 0 || !sync_parent(path))) ok = false, err = errno;
+    fault_point("file.write.written");
+    if (ok && rename(tmp, path) != 0) ok = false, err = errno;
+    fault_point("file.write.renamed");
+    if (ok && !sync_parent(path)) ok = false, err = errno;
+    fault_point("file.write.after");
     if (ok) return 0;
     unlink(tmp);
     return error_raise(EXIT_IO, "%s cannot be written: %s", path, strerror(err));
 }
 
 int file_write_atomic(const char *path, const void *data, size_t bytes) {
+    fault_point("file.write.before");
     char *tmp = xasprintf("%s.tmp.%ld", path, (long)getpid());
     int rc = write_and_rename(tmp, path, data, bytes);
     free(tmp);

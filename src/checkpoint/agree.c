@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "ckpt_impl.h"
+#include "fault.h"
 
 char *ckpt_share(const struct group *world, const void *mine, size_t mine_bytes, int root,
                  size_t *bytes) {
@@ -26,6 +27,7 @@ static void record_lines(int code, int root, char *text) {
 int ckpt_agree(const struct group *world, int rc) {
     int64_t v[2] = {rc, rc ? group_size(world) - group_rank(world) : 0};
     comm_allreduce_i64(world, v, 2, REDUCE_MAX);
+    fault_point("agree.in");
     if (v[0] == 0) return 0;
     int root = (int)(group_size(world) - v[1]);
     size_t bytes;

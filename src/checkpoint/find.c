@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "ckpt_impl.h"
+#include "fault.h"
 
 /* ---- rank 0: where to look, and what is there --------------------------------------------------------- */
 struct source {
@@ -98,6 +99,7 @@ static int use_load(const struct ckpt_settings *c, struct source *s) {
 /* No candidates and no error: start anew. */
 static int find_source(const struct ckpt_settings *c, struct source *s) {
     *s = (struct source){0};
+    fault_point("resume.list.before");
     bool other_load = c->load && (!c->save || strcmp(c->load, c->save) != 0);
     if (c->save && ckpt_recover(c->save) != 0) {
         log_warn("left-overs in %s could not be cleared: %s", c->save, error_text());
@@ -159,19 +161,24 @@ static int share_manifest(const struct group *world, const char *dir, int64_t st
 static int verify(const struct ckpt_settings *c, const struct group *world, const char *dir,
                   int64_t step, struct ckpt_manifest **m) {
     int me = group_rank(world), n = group_size(world);
+    fault_point("resume.manifest.before");
     TRY(share_manifest(world, dir, step, m));
+    fault_point("resume.manifest.after");
     int rc = me == 0 ? ckpt_check_files(dir, *m) : 0;
     if (!rc) rc = manifest_check_coverage(*m, dir);
     TRY(ckpt_agree(world, rc));
+    fault_point("resume.cover.after");
     if (c->verify_load != CKPT_VERIFY_ALL) return 0;
     int64_t shards = 0;
     for (int64_t i = 0; i < (*m)->n_files; i++) {
         if ((*m)->file[i].inspection || shards++ % n != me) continue;
         struct scan s = {.dir = dir, .m = *m, .file = (int)i, .one_in = 1};
         s.sha256 = (*m)->file[i].sha256[0] != 0;
+        fault_point("resume.verify.in");
         int one = ckpt_scan_file(&s);
         if (one && !rc) rc = one;
     }
+    fault_point("resume.verify.after");
     return ckpt_agree(world, rc);
 }
 
@@ -183,6 +190,7 @@ static void pass_over(const struct group *world, struct ckpt_found *f, const cha
         if (mark && ckpt_mark_refused(dir, error_text()) != 0)
             log_warn("%s.refused could not be written", dir);
     }
+    fault_point("resume.skip.after");
     free(f->skipped);
     f->skipped = longer;
     f->n_skipped++;
@@ -271,8 +279,10 @@ int ckpt_find(const struct ckpt_settings *settings, const struct grid *grid,
     struct source s = {0};
     *found = (struct ckpt_found){.step = -1, .newest_step = -1};
     int rc = 0;
+    fault_point("resume.find.before");
     if (group_rank(world) == 0) {
         rc = find_source(settings, &s);
+        fault_point("resume.list.after");
         if (!rc && !s.single) compare_latest(&s);
     }
     rc = ckpt_agree(world, rc);
@@ -281,6 +291,7 @@ int ckpt_find(const struct ckpt_settings *settings, const struct grid *grid,
     found->weights_only = told[1] != 0;
     if (!rc && told[0] > 0) rc = try_all(settings, world, &s, told[0], found);
     if (!rc && group_rank(world) == 0) report(found);
+    fault_point("resume.find.after");
     source_free(&s);
     if (rc) ckpt_found_free(found);
     return rc;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "h5_impl.h"
+#include "fault.h"
 
 static struct ckpt_tensor *tensor_of_part(struct ckpt_manifest *m, const struct param *param,
                                           const struct part *p) {
@@ -45,7 +46,9 @@ int ckpt_verify_shard(const struct ckpt_settings *set, const char *dir, struct c
                         .drop_cache = true,
                         .one_in = sample ? 8 : 1};
     scan.turn = (int64_t)(crc32c(0, &m->step, sizeof m->step) % 8);
+    fault_point("save.verify.before");
     TRY(ckpt_scan_file(&scan));
+    fault_point("save.verify.in");
     struct shard_reader r;
     h5_begin(set);
     int rc = reader_open(&r, dir, m, 0, shard_index);
@@ -57,8 +60,10 @@ int ckpt_verify_shard(const struct ckpt_settings *set, const char *dir, struct c
             rc = reader_dataset(&r, &m->tensor[i], &m->tensor[i].block[j], &d);
             rc = h5_close(rc, d, m->tensor[i].name);
         }
+    fault_point("save.verify.read");
     rc = reader_close(rc, &r);
     h5_end(set);
+    fault_point("save.verify.after");
     return rc;
 }
 
@@ -66,6 +71,7 @@ static void write_index(const struct ckpt_settings *set, const char *dir, struct
     char *path = xasprintf("%s/index.h5", dir);
     h5_begin(set);
     int rc = index_write(path, m, set);
+    fault_point("save.index.in");
     h5_end(set);
     if (!rc) {
         manifest_add_file(m, "index.h5")->inspection = true;
@@ -85,9 +91,13 @@ static void write_index(const struct ckpt_settings *set, const char *dir, struct
 int ckpt_finish_folder(const struct ckpt_settings *set, const char *dir, struct ckpt_manifest *m) {
     size_t bytes;
     TRY(manifest_check_coverage(m, dir));
+    fault_point("save.index.before");
     if (set->index) write_index(set, dir, m);
+    fault_point("save.index.after");
     char *text = manifest_text(m, &bytes), *path = xasprintf("%s/%s", dir, CKPT_MANIFEST);
+    fault_point("save.manifest.before");
     int rc = file_write_atomic(path, text, bytes);
+    fault_point("save.manifest.in");
     free(text);
     free(path);
     return rc ? rc : folder_sync(dir);

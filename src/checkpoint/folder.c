@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "ckpt_impl.h"
+#include "fault.h"
 
 int exit_code_of_errno(int error) {
     switch (error) {
@@ -25,12 +26,15 @@ int exit_code_of_errno(int error) {
 }
 
 int folder_sync(const char *path) {
+    fault_point("folder.sync.before");
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    fault_point("folder.sync.in");
     int rc = fd < 0 || fsync(fd) != 0
                  ? error_raise(EXIT_IO, "%s: fsync of the folder failed: %s", path, strerror(errno))
                  : 0;
     if (fd >= 0 && close(fd) != 0 && !rc)
         rc = error_raise(EXIT_IO, "%s: close failed: %s", path, strerror(errno));
+    fault_point("folder.sync.after");
     return rc;
 }
 
@@ -87,15 +91,19 @@ int folder_remove(const char *path) {
     TRY(folder_list(path, &list));
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), rc = 0;
     if (fd < 0) rc = error_raise(EXIT_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    for (int64_t i = 0; !rc && i < list.n; i++)
+    fault_point("folder.remove.before");
+    for (int64_t i = 0; !rc && i < list.n; i++) {
         if (unlinkat(fd, list.name[i], 0) != 0 && errno != ENOENT)
             rc = error_raise(exit_code_of_errno(errno), "%s: a file could not be removed: %s", path,
                              strerror(errno));
+        fault_point("folder.remove.in");
+    }
     if (fd >= 0) close(fd);
     name_list_free(&list);
     if (!rc && rmdir(path) != 0 && errno != ENOENT)
         rc = error_raise(exit_code_of_errno(errno), "%s could not be removed: %s", path,
                          strerror(errno));
+    fault_point("folder.remove.after");
     return rc;
 }
 
@@ -152,10 +160,12 @@ int ckpt_mark_refused(const char *dir, const char *why) {
     char now[32], host[256] = "?";
     clock_utc(now, false);
     gethostname(host, sizeof host - 1);
+    fault_point("resume.refuse.before");
     char *mark = xasprintf("%s.refused", dir);
     char *text = xasprintf("refused %s by strata %s, host %s, pid %ld\n%s\n", now, STRATA_VERSION,
                            host, (long)getpid(), why);
     int rc = file_write_atomic(mark, text, strlen(text));
+    fault_point("resume.refuse.after");
     free(text);
     free(mark);
     return rc;

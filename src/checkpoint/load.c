@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "h5_impl.h"
+#include "fault.h"
 
 #define PROJECTOR "model/mm_projector/"
 
@@ -179,6 +180,7 @@ static int read_file_pieces(const struct load *l, const struct piece_read *r, in
         rc = reader_dataset(&reader, r[i].tensor, block, &dataset);
         for (; !rc && i < n && r[i].block == block; i++)
             rc = read_piece(l, &reader, dataset, &r[i]);
+        fault_point("resume.read.in");
         rc = h5_close(rc, dataset, block->dataset);
     }
     rc = reader_close(rc, &reader);
@@ -256,6 +258,7 @@ static int read_run(const struct load *l, struct ckpt_counters *at, struct ckpt_
     struct shard_reader r;
     h5_begin(l->set);
     int rc = reader_open(&r, l->found->dir, l->m, 0, 0);
+    fault_point("resume.run.in");
     if (!rc) rc = compare_run(l, r.file);
     if (!rc) rc = reader_counters(&r, at);
     if (!rc) rc = reader_history(&r, row, n_rows);
@@ -291,9 +294,13 @@ int ckpt_load(const struct ckpt_settings *settings, const struct ckpt_found *fou
     l.world = grid_group(state->grid, GROUP_WORLD);
     l.moments = !found->weights_only && !settings->no_load_optim;
     CHECK(found->any, "nothing was found to load");
+    fault_point("resume.match.before");
     int rc = match_tensors(&l);
+    fault_point("resume.match.after");
     if (!rc) rc = ckpt_agree(l.world, read_tensors(&l));
+    fault_point("resume.read.after");
     if (!rc && !found->weights_only) rc = load_run(&l);
+    fault_point("resume.run.after");
     if ((rc == EXIT_BAD_DATA || rc == EXIT_IO) && group_rank(l.world) == 0 &&
         ckpt_mark_refused(found->dir, error_text()) != 0)
         log_warn("%s.refused could not be written", found->dir);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "ckpt_impl.h"
+#include "fault.h"
 
 struct holder {
     char nonce[33], job[64], host[128], boot[64], started[32];
@@ -133,7 +134,9 @@ static int refuse(const char *path, const struct holder *h) {
 static int take(const char *path, const struct holder *me) {
     char *mine = xasprintf("%s.%s", path, me->nonce), *text = holder_text(me);
     struct holder other;
+    fault_point("lock.before");
     int rc = file_write_atomic(mine, text, strlen(text));
+    fault_point("lock.in");
     for (int i = 0; !rc; i++) {
         if (link(mine, path) == 0) break;
         if (errno != EEXIST || i == 8) {
@@ -146,11 +149,14 @@ static int take(const char *path, const struct holder *me) {
             else if (rename(path, away) == 0)
                 log_info("%s of a run that is gone (pid %lld) is taken over", path,
                          (long long)other.pid);
+            fault_point("lock.stale");
             unlink(away);
             free(away);
         }
     }
+    fault_point("lock.taken");
     unlink(mine);
+    fault_point("lock.after");
     free(mine);
     free(text);
     return rc;
@@ -186,7 +192,9 @@ int ckpt_lock_check(const struct ckpt_lock *lock) {
 }
 
 void ckpt_unlock(struct ckpt_lock *lock) {
+    fault_point("unlock.before");
     if (lock->path && ckpt_lock_check(lock) == 0) unlink(lock->path);
+    fault_point("unlock.after");
     free(lock->path);
     memset(lock, 0, sizeof *lock);
 }

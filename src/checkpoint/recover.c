@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "ckpt_impl.h"
+#include "fault.h"
 
 static char *trash_name(const char *save, const char *name) {
     return xasprintf("%s/.trash-%s", save, name);
@@ -13,9 +14,12 @@ static char *trash_name(const char *save, const char *name) {
 /* First out of sight by one rename, then removed file by file. */
 static int discard(const char *save, const char *name) {
     char *trash = trash_name(save, name), *path = xasprintf("%s/%s", save, name);
+    fault_point("discard.before");
     int rc = folder_remove(trash);
     if (!rc) rc = folder_rename(path, trash);
+    fault_point("discard.in");
     if (!rc) rc = folder_remove(trash);
+    fault_point("discard.after");
     free(trash);
     free(path);
     return rc;
@@ -29,12 +33,18 @@ int ckpt_commit_folder(const char *save, const char *tmp, int64_t step) {
     char *latest = xasprintf("%s/%s", save, CKPT_LATEST), *trash = trash_name(save, name);
     int rc = 0;
     bool again = folder_exists(final); /* the same step once more, after a roll-back */
+    fault_point("save.rename.before");
     if (again) rc = folder_remove(trash);
     if (again && !rc) rc = folder_rename(final, trash);
+    fault_point("save.rename.old");
     if (!rc) rc = folder_rename(tmp, final);
+    fault_point("save.rename.in");
     if (!rc) unlink(mark);
     if (!rc) rc = folder_sync(save);
+    fault_point("save.rename.after");
+    fault_point("save.latest.before");
     if (!rc) rc = file_write_atomic(latest, number, strlen(number));
+    fault_point("save.latest.after");
     if (!rc && again) rc = folder_remove(trash);
     free(final);
     free(mark);
@@ -47,8 +57,11 @@ int ckpt_commit_folder(const char *save, const char *tmp, int64_t step) {
 static int recover_temporary(const char *save, const char *name) {
     char *path = xasprintf("%s/%s", save, name);
     struct ckpt_manifest *m = NULL;
+    fault_point("recover.tmp.before");
     int rc = ckpt_read_manifest(path, &m);
+    fault_point("recover.tmp.in");
     if (!rc) rc = ckpt_verify_folder(path);
+    fault_point("recover.tmp.verified");
     if (rc) {
         error_clear();
         log_warn("%s was not finished when its job died: removed", path);
@@ -57,6 +70,7 @@ static int recover_temporary(const char *save, const char *name) {
         log_warn("%s was complete but for its name: now iter_%07lld", path, (long long)m->step);
         rc = ckpt_commit_folder(save, path, m->step);
     }
+    fault_point("recover.tmp.after");
     manifest_free(m);
     free(path);
     return rc;
@@ -65,17 +79,20 @@ static int recover_temporary(const char *save, const char *name) {
 int ckpt_recover(const char *save) {
     struct name_list list;
     int rc = 0;
+    fault_point("recover.before");
     if (!folder_exists(save)) return 0;
     TRY(folder_list(save, &list));
     for (int64_t i = 0; !rc && i < list.n; i++) {
         const char *name = list.name[i];
         char *path = xasprintf("%s/%s", save, name);
+        fault_point("recover.in");
         if (strncmp(name, ".trash-", 7) == 0)
             rc = folder_remove(path);
         else if (strncmp(name, "iter_", 5) == 0 && strstr(name, ".tmp-") && folder_exists(path))
             rc = recover_temporary(save, name);
         free(path);
     }
+    fault_point("recover.after");
     name_list_free(&list);
     return rc;
 }
@@ -103,6 +120,7 @@ int ckpt_retain(const struct ckpt_settings *s, int64_t newest) {
     if (s->most_recent_k < 2) return 0;
     TRY(folder_list(s->save, &list));
     if (list.n > 0) qsort(list.name, (size_t)list.n, sizeof *list.name, compare_steps);
+    fault_point("retain.before");
     int rc = 0;
     int64_t standing = 0;
     for (int64_t i = 0; !rc && i < list.n; i++) {
@@ -110,14 +128,17 @@ int ckpt_retain(const struct ckpt_settings *s, int64_t newest) {
         if (step < 0 || step > newest) continue;
         if (standing < s->most_recent_k) {
             standing += stands(s->save, list.name[i]);
+            fault_point("retain.stands");
             continue;
         }
         if (every > 0 && step % every == 0) continue;
         char *path = xasprintf("%s/%s", s->save, list.name[i]);
         bool refused = ckpt_is_refused(path); /* kept for whoever wants to know why */
         free(path);
+        fault_point("retain.in");
         if (!refused) rc = discard(s->save, list.name[i]);
     }
+    fault_point("retain.after");
     name_list_free(&list);
     return rc;
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "h5_impl.h"
+#include "fault.h"
 
 struct save {
     const struct ckpt_settings *set;
@@ -22,9 +23,11 @@ struct save {
 /* ---- step 2: room, a new folder ---------------------------------------------------------------------- */
 static int make_folder(const struct save *s, int64_t bytes, const char *folder) {
     TRY(ckpt_lock_check(s->set->lock));
+    fault_point("save.folder.lock");
     TRY(dir_make(s->set->save));
     TRY(folder_free_space(s->set->save, bytes, s->m->writers + 8));
     TRY(folder_remove(folder)); /* our own, of an attempt that failed */
+    fault_point("save.folder.in");
     if (mkdir(folder, 0777) == 0) return 0;
     return error_raise(exit_code_of_errno(errno), "%s could not be made: %s", folder,
                        strerror(errno));
@@ -75,7 +78,9 @@ static int begin(struct save *s) {
                                  .dp = group_size(dp),
                                  .tp_rank = group_rank(tp),
                                  .dp_rank = group_rank(dp)};
+    fault_point("save.plan.before");
     bool *elsewhere = owned_by_earlier_stage(st);
+    fault_point("save.plan.in");
     parts_to_write(st, &layout, elsewhere, !s->set->no_save_optim, &s->part);
     free(elsewhere);
     s->m = xcalloc(1, sizeof *s->m);
@@ -106,12 +111,15 @@ static int write_part(struct save *s, struct shard *shard, const struct part *p)
     struct ckpt_tensor *t;
     struct ckpt_block *b = manifest_add_part(s->m, param, p, &t);
     char *host = xmalloc((size_t)b->bytes);
+    fault_point("save.copy.before");
     part_download(p, &p->box, s->st->be, host);
     s->st->be->ops->synchronize(s->st->be);
+    fault_point("save.copy.in");
     for (int64_t k = 0; k < b->n_crc; k++) {
         int64_t at = k * CKPT_CRC_BLOCK, left = b->bytes - at;
         b->crc[k] = crc32c(0, host + at, (size_t)(left < CKPT_CRC_BLOCK ? left : CKPT_CRC_BLOCK));
     }
+    fault_point("save.copy.after");
     int rc = shard_write_block(shard, param, t, b, host);
     free(host);
     return rc;
@@ -124,9 +132,11 @@ static int write_shard(struct save *s) {
     s->shard_path = xasprintf("%s/%s", s->tmp, name);
     manifest_add_file(s->m, name);
     h5_begin(s->set);
+    fault_point("save.write.before");
     int rc = shard_create(&shard, s->shard_path, &s->id, s->set);
     if (!rc) rc = shard_write_common(&shard, &s->id, s->set, s->st);
     for (int64_t i = 0; !rc && i < s->part.n; i++) rc = write_part(s, &shard, &s->part.part[i]);
+    fault_point("save.write.after");
     rc = shard_close(rc, &shard);
     h5_end(s->set);
     return rc;
@@ -137,23 +147,27 @@ static int write_shard(struct save *s) {
 static int collect_shares(struct save *s) {
     size_t mine_bytes;
     int rc = 0, me = group_rank(s->world), n = group_size(s->world);
+    fault_point("save.gather.before");
     manifest_sort(s->m);
     char *mine = manifest_text(s->m, &mine_bytes);
     for (int from = 1; from < n; from++) {
         size_t bytes;
         char *text = ckpt_share(s->world, mine, mine_bytes, from, &bytes);
+        fault_point("save.gather.in");
         struct ckpt_manifest *share = NULL;
         if (me == 0 && !rc) rc = manifest_parse("a writer's share", text, bytes, &share);
         if (share) manifest_merge(s->m, share);
         free(text);
     }
     free(mine);
+    fault_point("save.gather.after");
     if (me == 0) manifest_sort(s->m);
     return rc;
 }
 
 static int commit(struct save *s) {
     TRY(ckpt_finish_folder(s->set, s->tmp, s->m));
+    fault_point("save.manifest.after");
     int rc = ckpt_lock_check(s->set->lock);
     if (!rc) rc = ckpt_commit_folder(s->set->save, s->tmp, s->m->step);
     if (rc || ckpt_retain(s->set, s->m->step) == 0) return rc;
@@ -176,15 +190,22 @@ static void end(struct save *s, int rc) {
 int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state) {
     struct save s = {.set = settings, .st = state};
     s.world = grid_group(state->grid, GROUP_WORLD);
+    fault_point("save.folder.before");
     int rc = ckpt_agree(s.world, begin(&s));
+    fault_point("save.folder.after");
     if (!rc) {
         rc = write_shard(&s);
         if (!rc) rc = ckpt_verify_shard(s.set, s.tmp, s.m, s.id.index);
+        fault_point("save.dirsync.before");
         if (!rc) rc = folder_sync(s.tmp);
+        fault_point("save.vote.before");
         rc = ckpt_agree(s.world, rc);
+        fault_point("save.vote.after");
     }
     if (!rc) rc = ckpt_agree(s.world, collect_shares(&s));
+    fault_point("save.commit.before");
     if (!rc) rc = ckpt_agree(s.world, group_rank(s.world) == 0 ? commit(&s) : 0);
+    fault_point("save.commit.after");
     end(&s, rc);
     return rc;
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "h5_impl.h"
+#include "fault.h"
 
 static int write_root(struct shard *s, const struct shard_identity *id,
                       const struct ckpt_settings *settings) {
@@ -66,6 +67,7 @@ int shard_create(struct shard *s, const char *path, const struct shard_identity 
     if (!rc) rc = check_outlet(s);
     rc = h5_close(rc, access, "list");
     rc = h5_close(rc, create, "list");
+    fault_point("save.write.created");
     if (!rc) rc = write_root(s, id, settings);
     if (!rc) rc = commit_types(s);
     return rc;
@@ -202,6 +204,7 @@ int shard_write_rows(struct block_writer *w, const struct ckpt_block *b, int64_t
         rc = h5_error(EXIT_IO, "%s could not be written", b->dataset);
     rc = h5_close(rc, file, "space");
     rc = h5_close(rc, type, "type");
+    fault_point("save.write.in");
     return h5_close(rc, memory, "space");
 }
 
@@ -231,14 +234,20 @@ int shard_write_block(struct shard *s, const struct param *p, const struct ckpt_
 }
 
 int shard_close(int rc, struct shard *s) {
+    fault_point("save.close.before");
     rc = h5_close(rc, s->bfloat16, "type");
     rc = h5_close(rc, s->group_list, "list");
+    fault_point("save.close.in");
     rc = h5_close(rc, s->file, s->path);
+    fault_point("save.close.after");
     if (!rc) rc = check_outlet(s);
     if (s->out.fd < 0) return rc;
+    fault_point("save.sync.before");
     if (fsync(s->out.fd) != 0 && !rc)
         rc = error_raise(EXIT_IO, "%s: fsync failed: %s", s->path, strerror(errno));
+    fault_point("save.sync.in");
     if (close(s->out.fd) != 0 && !rc)
         rc = error_raise(EXIT_IO, "%s: close failed: %s", s->path, strerror(errno));
+    fault_point("save.sync.after");
     return rc;
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "comm_impl.h"
+#include "fault.h"
 
 static void abort_job(int exit_code) {
     fflush(NULL);
@@ -26,6 +27,7 @@ int comm_init(int *argc, char ***argv) {
         return error_raise(EXIT_UNAVAILABLE, "MPI_Init_thread failed");
     error_set_abort(abort_job);
     log_set_rank(comm_world_rank());
+    fault_init(comm_world_rank(), comm_world_size());
     if (provided < MPI_THREAD_FUNNELED)
         return error_raise(EXIT_UNAVAILABLE,
                            "this MPI gives thread level %d but strata needs MPI_THREAD_FUNNELED "

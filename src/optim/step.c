@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "optim_impl.h"
+#include "fault.h"
 
 static void *element(void *base, int64_t i, enum dtype dtype) {
     return (char *)base + (size_t)i * dtype_size(dtype);
@@ -96,7 +97,10 @@ static void update(struct optim *o, const struct optim_input *in, double clip_fa
                       .correction1 = 1 - pow(o->settings.beta1, (double)o->updates),
                       .correction2 = 1 - pow(o->settings.beta2, (double)o->updates),
                       .grad_scale = in->grad_scale * clip_factor};
-    for (int64_t i = 0; i < o->n_pieces; i++) update_piece(o, &o->piece[i], in, &a);
+    for (int64_t i = 0; i < o->n_pieces; i++) {
+        update_piece(o, &o->piece[i], in, &a);
+        fault_point("step.update.in");
+    }
 }
 
 static void gather_weights(struct optim *o) {
@@ -112,10 +116,15 @@ int optim_step(struct optim *o, const struct optim_input *in, struct optim_resul
     CHECK(o->be, "optim_layout comes before optim_step");
     CHECK(in->grad_scale > 0 && isfinite(in->grad_scale), "grad_scale = %g", in->grad_scale);
     sum_over_tp(o);
+    fault_point("step.reduce.before");
     sum_over_dp(o);
+    fault_point("step.reduce.after");
     global_norm(o, in->grad_scale, out);
     if (!out->finite) return 0;
+    fault_point("step.norm.after");
     update(o, in, out->clip_factor);
+    fault_point("step.gather.before");
     gather_weights(o);
+    fault_point("step.gather.after");
     return 0;
 }

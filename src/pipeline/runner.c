@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "pipeline_impl.h"
+#include "fault.h"
 
 #define MESSAGE_MAGIC 0x41525453u /* "STRA" */
 
@@ -89,8 +90,10 @@ static void begin_send(struct pipeline *pl, struct buffer *b, int k, int directi
           cut, s.rows, s.cols, b->rows, b->cols);
     b->tag = message_tag(direction, 0, k);
     b->peer = peer;
+    fault_point("step.send.before");
     comm_send_begin(pl->grid, direction, peer, b->tag, b->raw,
                     MESSAGE_HEADER_BYTES + (size_t)h->payload_bytes, &b->transfer);
+    fault_point("step.send.after");
 }
 
 static struct buffer *recv_buffer(struct pipeline *pl, enum op_kind kind, int k) {
@@ -135,7 +138,9 @@ static int finish_recv(struct pipeline *pl, int op) {
     struct buffer *b = recv_buffer(pl, pl->list->op[op].kind, pl->list->op[op].micro_batch);
     struct waiting w = {
         .pl = pl, .op = op, .tag = b->tag, .peer = b->peer, .rows = b->rows, .cols = b->cols};
+    fault_point("step.recv.before");
     size_t got = comm_wait(pl->grid, &b->transfer, describe_wait, &w);
+    fault_point("step.recv.after");
     TRY(message_check((const struct message_header *)b->raw, &b->expected));
     if (got != MESSAGE_HEADER_BYTES + (size_t)b->expected.payload_bytes)
         return error_raise(
@@ -172,8 +177,10 @@ static int run_forward(struct pipeline *pl, int k, const struct pipeline_result 
     post_ahead(pl);
     struct pass p = make_pass(pl, f, k);
     struct tensor in = {.dtype = pl->be->dtype}, out;
+    fault_point("step.forward.before");
     if (pl->stage_index > 0) in = payload(pl, recv_buffer(pl, OP_RECV_ACT, k));
     stage_forward(pl->stage, &p, &f->slot, &in, &out);
+    fault_point("step.forward.after");
     f->out.raw = (char *)out.data - MESSAGE_HEADER_BYTES;
     f->out.rows = out.rows;
     f->out.cols = out.cols;
@@ -198,7 +205,9 @@ static int run_backward(struct pipeline *pl, int k) {
         din = payload(pl, b);
         to = &din;
     }
+    fault_point("step.backward.before");
     stage_backward(pl->stage, &p, &f->slot, &dout, to);
+    fault_point("step.backward.after");
     return 0;
 }
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "run_impl.h"
+#include "fault.h"
 
 static const struct group *world(const struct run *r) {
     return grid_group(r->grid, GROUP_WORLD);
@@ -46,7 +47,9 @@ static int update(struct run *r, struct step_numbers *n) {
         in.lr[g] = lr_at(&r->schedule, base_rate(r, (enum param_group)g), count);
     n->lr = in.lr[PARAM_LANGUAGE];
     struct optim_result out = {.finite = true};
+    fault_point("step.update.before");
     if (n->targets > 0) TRY(optim_step(r->optim, &in, &out));
+    fault_point("step.update.after");
     n->finite = out.finite;
     n->grad_norm = out.grad_norm;
     return 0;
@@ -56,8 +59,11 @@ static int one_pass(struct run *r, struct step_numbers *n) {
     struct microbatch_source source = batcher_source(r->batcher);
     struct param_set *set = &r->stage.params;
     r->be->ops->zero(r->be, set->grads, (size_t)set->grad_elements * dtype_size(r->be->acc));
+    fault_point("step.pipeline.before");
     TRY(pipeline_run(r->pipeline, &source, r->at.step, true, &r->result));
+    fault_point("step.pipeline.after");
     TRY(sum_loss(r, &n->loss));
+    fault_point("step.loss.after");
     n->finite = isfinite(n->loss);
     n->grad_norm = NAN;
     return n->finite ? update(r, n) : 0;
@@ -68,7 +74,9 @@ static int run_step(struct run *r, struct step_numbers *n) {
     memset(n, 0, sizeof *n);
     double start = clock_seconds();
     bool more = r->at.step + 1 < r->cfg->derived.train_iters;
+    fault_point("step.data.before");
     batcher_begin_step(r->batcher, r->at.step, r->at.consumed_samples, more);
+    fault_point("step.data.after");
     n->targets = batcher_targets(r->batcher);
     n->tokens = batcher_tokens(r->batcher);
     n->images = batcher_images(r->batcher);
@@ -102,8 +110,11 @@ static bool multiple(int64_t step, int64_t interval) {
 }
 
 static int finish(struct run *r, const char *state, int exit_code, const char *reason) {
+    fault_point("finish.before");
     if (r->last_saved != r->at.step) TRY(save_checkpoint(r));
+    fault_point("finish.saved");
     TRY(report_status(r, state, exit_code, reason));
+    fault_point("finish.told");
     log_info("%s after step %lld of %lld: %s", state, (long long)r->at.step,
              (long long)r->cfg->derived.train_iters, reason);
     return exit_code;
@@ -115,11 +126,16 @@ int run_steps(struct run *r) {
     while (r->at.step < c->derived.train_iters) {
         struct step_numbers n;
         TRY(run_step(r, &n));
+        fault_point("step.advance.before");
         advance(r, &n);
+        fault_point("step.report.before");
         TRY(report_step(r, &n));
+        fault_point("step.report.after");
         if (multiple(r->at.step, c->training.check_weight_hash_across_dp_replicas_interval))
             TRY(replica_check(r));
+        fault_point("save.ask.before");
         enum stop_level level = stop_wanted(r);
+        fault_point("save.ask.after");
         bool last = r->at.step == c->derived.train_iters;
         if (last || multiple(r->at.step, c->eval.eval_interval)) TRY(evaluation_run(r, last));
         if (!last && (level == STOP_SAVE || multiple(r->at.step, c->checkpoint.save_interval)))
@@ -141,7 +157,7 @@ int train_run(struct config *cfg) {
     if (rc != 0 && rc != EXIT_AGAIN) {
         report_status(&r, "failed", rc, error_text());
         ckpt_unlock(&r.lock); /* a start on another host could not tell that this one is over */
-        return rc; /* memory is left: other ranks may still be inside a message */
+        return rc;            /* memory is left: other ranks may still be inside a message */
     }
     run_end(&r);
     return rc;

@@ -7,6 +7,7 @@
 
 #include "json.h"
 #include "run_impl.h"
+#include "fault.h"
 
 #define METRICS_HEADER                                                                             \
     "iteration,consumed_samples,lm_loss,grad_norm,learning_rate,target_tokens,elapsed_ms,"         \
@@ -79,6 +80,7 @@ static int write_metrics(struct run *r, const struct step_numbers *n) {
                        r->at.step, r->at.consumed_samples, n->loss, n->grad_norm, n->lr, n->targets,
                        1e3 * n->seconds, (double)r->cfg->training.global_batch_size / n->seconds,
                        (double)n->tokens / n->seconds);
+    fault_point("step.report.in");
     if (done < 0 || fflush(r->metrics) != 0)
         return error_raise(EXIT_IO, "%s/metrics.csv cannot be written", r->cfg->run.run_dir);
     return 0;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "run_impl.h"
+#include "fault.h"
 
 /* Every key of the job file, as the checkpoint stores it. */
 struct key_list {
@@ -108,7 +109,9 @@ int save_checkpoint(struct run *r) {
     char order[96];
     struct ckpt_state state = describe_state(r, &keys, order);
     double start = clock_seconds();
+    fault_point("save.before");
     int rc = ckpt_save(&r->ckpt, &state);
+    fault_point("save.after");
     free_keys(&keys);
     if (rc == 0) {
         r->last_saved = r->at.step;
@@ -149,7 +152,9 @@ int save_resume(struct run *r) {
     struct ckpt_state state = describe_state(r, &keys, order);
     state.history = NULL;
     state.n_history = 0;
+    fault_point("resume.described");
     int rc = ckpt_resume(&r->ckpt, &state, &found);
+    fault_point("resume.loaded");
     free_keys(&keys);
     TRY(rc);
     if (found.n_skipped > 0) log_info("passed over:\n%s", found.skipped);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "run_impl.h"
+#include "fault.h"
 
 static const struct group *world(const struct run *r) {
     return grid_group(r->grid, GROUP_WORLD);
@@ -145,14 +146,19 @@ static int begin_on_grid(struct run *r) {
     TRY(agree(r, setup_batches(r)));
     TRY(agree(r, train_split(c, &r->stack, r->largest, &r->split)));
     TRY(agree(r, setup_stage(r)));
+    fault_point("start.planned");
     TRY(agree(r, write_used(r)));
+    fault_point("start.used");
     report_plan(r);
     param_set_initialise(&r->stage.params, r->be, r->layout.pipeline.run_key);
     save_setup(r);
+    fault_point("resume.before");
     TRY(save_resume(r));
+    fault_point("resume.after");
     if (c->training.check_weight_hash_across_dp_replicas_interval > 0) TRY(replica_check(r));
     TRY(agree(r, report_begin(r)));
     TRY(agree(r, evaluation_report(r)));
+    fault_point("start.reported");
     stop_install(r);
     return 0;
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "run_impl.h"
+#include "fault.h"
 
 /* The stop flag: the only thing a handler may touch. */
 static volatile sig_atomic_t stop_signal;
@@ -64,6 +65,7 @@ enum stop_level stop_wanted(struct run *r) {
         if (minutes > 0 && clock_seconds() - r->started >= 60.0 * (double)minutes)
             level = STOP_AGAIN;
     }
+    fault_point("save.ask.in");
     comm_allreduce_i64(grid_group(r->grid, GROUP_WORLD), &level, 1, REDUCE_MAX);
     return (enum stop_level)level;
 }

@@ -28,7 +28,9 @@ static int open_at(const char *path, const char *header, int64_t step, FILE **ou
     size_t bytes = 0;
     if (access(path, F_OK) == 0) TRY(file_read(path, (size_t)1 << 32, &text, &bytes));
     char *kept = kept_rows(text != NULL ? text : "", header, step);
+    fault_point("start.metrics.before");
     int rc = file_write_atomic(path, kept, strlen(kept));
+    fault_point("start.metrics.cut");
     free(text);
     free(kept);
     TRY(rc);

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "fault.h"
 #include "train_impl.h"
 
 /* Keeps the rows up to `step` below the header; a crash may have left later ones. */

@@ -122,21 +122,43 @@ static inline bool kit_is_marker(const struct kit_sample *s, int32_t j) {
     return false;
 }
 
-/* Rows of one sample, uncut; out has room for all of them. */
-static inline int64_t kit_sample_rows(const struct stack *s, const struct kit_sample *sample,
-                                      uint64_t seed, int32_t place, int64_t first_image_row,
-                                      struct kit_row *out) {
-    int64_t n = 0, image_row = first_image_row, k = kit_rows_per_image(s);
+/* Ids (a marker: -1) and labels (no target: -1) of a sample. */
+struct kit_text {
+    int32_t length;
+    int32_t *ids, *labels;
+};
+
+static inline struct kit_text kit_text_make(const struct stack *s, const struct kit_sample *sample,
+                                            uint64_t seed) {
+    size_t n = (size_t)sample->length;
+    struct kit_text t = {sample->length, xcalloc(n + 1, sizeof *t.ids),
+                         xcalloc(n + 1, sizeof *t.labels)};
     for (int32_t j = 0; j < sample->length; j++) {
-        if (kit_is_marker(sample, j)) {
+        uint64_t h = kit_hash(seed, 1, (uint64_t)j);
+        bool marker = kit_is_marker(sample, j);
+        t.ids[j] = marker ? -1 : (int32_t)(h % (uint64_t)s->shape.language.vocab);
+        t.labels[j] = j >= sample->first_target && (h >> 40) % 4 != 0 ? t.ids[j] : -1;
+    }
+    return t;
+}
+
+static inline void kit_text_free(struct kit_text *t) {
+    free(t->ids);
+    free(t->labels);
+}
+
+/* Rows of one sample, uncut; out has room for all of them. */
+static inline int64_t kit_text_rows(const struct stack *s, const struct kit_text *t, int32_t place,
+                                    int64_t first_image_row, struct kit_row *out) {
+    int64_t n = 0, image_row = first_image_row, k = kit_rows_per_image(s);
+    for (int32_t j = 0; j < t->length; j++) {
+        if (t->ids[j] < 0) {
             for (int64_t i = 0; i < k; i++, n++)
                 out[n] = (struct kit_row){place, (int32_t)n, -1, image_row++, -1};
             continue;
         }
-        uint64_t h = kit_hash(seed, 1, (uint64_t)j);
-        int32_t id = (int32_t)(h % (uint64_t)s->shape.language.vocab);
-        if (n > 0 && j >= sample->first_target && (h >> 40) % 4 != 0) out[n - 1].target = id;
-        out[n] = (struct kit_row){place, (int32_t)n, id, -1, -1};
+        if (n > 0) out[n - 1].target = t->labels[j];
+        out[n] = (struct kit_row){place, (int32_t)n, t->ids[j], -1, -1};
         n++;
     }
     return n;
@@ -144,14 +166,17 @@ static inline int64_t kit_sample_rows(const struct stack *s, const struct kit_sa
 
 /* Appends one sample to the batch, cut at the sequence length. */
 static inline void kit_batch_append(const struct stack *s, struct kit_batch *b, int place,
-                                    const struct kit_sample *sample, uint64_t seed) {
+                                    const struct kit_text *t) {
     int64_t k = kit_rows_per_image(s), limit = s->shape.language.max_positions;
     struct microbatch *mb = &b->mb;
-    struct kit_row *rows = xcalloc((size_t)(sample->length + k * sample->images) + 1, sizeof *rows);
-    int64_t n = kit_sample_rows(s, sample, seed, place, mb->images * k, rows);
+    struct kit_row *rows = xcalloc((size_t)(t->length * (k + 1)) + 1, sizeof *rows);
+    int64_t n = kit_text_rows(s, t, place, mb->images * k, rows);
     for (int64_t i = 0; i < n; i++) {
         int64_t r = rows[i].image_row;
-        if (r >= 0 && r % k == 0) b->image_row[r / k] = mb->tokens + i;
+        if (r < 0 || r % k != 0) continue;
+        b->image_row[r / k] = mb->tokens + i;
+        b->image_tiles[r / k] = 1;
+        mb->images++;
     }
     if (n > limit) {
         n = limit;
@@ -160,24 +185,19 @@ static inline void kit_batch_append(const struct stack *s, struct kit_batch *b, 
     for (int64_t i = 0; i < n; i++) mb->targets += rows[i].target >= 0;
     memcpy(b->row + mb->tokens, rows, (size_t)n * sizeof *rows);
     free(rows);
-    for (int i = 0; i < sample->images; i++) b->image_tiles[mb->images + i] = 1;
-    mb->images += sample->images;
     mb->tokens += n;
     if (n > mb->max_segment) mb->max_segment = n;
-    b->sample_id[place] = (int64_t)(seed % 1000);
-    b->text_len[place] = sample->length;
+    b->text_len[place] = t->length;
     b->cu_tokens[place + 1] = mb->tokens;
     b->sample_images[place + 1] = (int32_t)mb->images;
 }
 
-/* Micro-batch `index` of a global batch whose micro-batches have n samples each. */
-static inline struct kit_batch kit_batch_make(const struct stack *s,
-                                              const struct kit_sample *sample, int n, uint64_t seed,
-                                              int64_t step, int64_t index) {
-    const struct vision_config *v = &s->shape.vision;
+/* A micro-batch of n samples to be appended. */
+static inline struct kit_batch kit_batch_begin(const struct stack *s, int n, int64_t step,
+                                               int64_t index) {
     struct kit_batch b = {
         .mb = {.step = step, .index = index, .first_sample = index * n, .samples = n}};
-    size_t images = (size_t)n * KIT_IMAGES, floats = (size_t)(v->channels * v->img_h * v->img_w);
+    size_t images = (size_t)n * KIT_IMAGES;
     b.row = xcalloc((size_t)(n * s->shape.language.max_positions) + 1, sizeof *b.row);
     b.sample_id = xcalloc((size_t)n, sizeof *b.sample_id);
     b.cu_tokens = xcalloc((size_t)n + 1, sizeof *b.cu_tokens);
@@ -185,21 +205,40 @@ static inline struct kit_batch kit_batch_make(const struct stack *s,
     b.text_len = xcalloc((size_t)n, sizeof *b.text_len);
     b.sample_images = xcalloc((size_t)n + 1, sizeof *b.sample_images);
     b.image_tiles = xcalloc(images, sizeof *b.image_tiles);
-    for (int i = 0; i < n; i++)
-        kit_batch_append(s, &b, i, &sample[i],
-                         kit_hash(seed, (uint64_t)step, (uint64_t)(index * n + i)));
-    b.mb.tiles = b.mb.images;
-    b.mb.image_rows = b.mb.tiles * kit_rows_per_image(s);
-    b.pixels = xmalloc((size_t)b.mb.tiles * floats * sizeof *b.pixels + 1);
-    for (size_t i = 0; i < (size_t)b.mb.tiles * floats; i++)
-        b.pixels[i] = (float)kit_uniform(seed, (uint64_t)index + 77, i);
-    b.mb.sample_id = b.sample_id;
-    b.mb.cu_tokens = b.cu_tokens;
-    b.mb.text_len = b.text_len;
-    b.mb.sample_images = b.sample_images;
-    b.mb.image_tiles = b.image_tiles;
-    b.mb.image_row = b.image_row;
-    b.mb.hash = microbatch_hash(&b.mb);
+    return b;
+}
+
+/* Pixels and what follows from the samples. */
+static inline void kit_batch_end(const struct stack *s, struct kit_batch *b, uint64_t seed) {
+    const struct vision_config *v = &s->shape.vision;
+    size_t floats = (size_t)(v->channels * v->img_h * v->img_w) * (size_t)b->mb.images;
+    b->mb.tiles = b->mb.images;
+    b->mb.image_rows = b->mb.tiles * kit_rows_per_image(s);
+    b->pixels = xmalloc(floats * sizeof *b->pixels + 1);
+    for (size_t i = 0; i < floats; i++)
+        b->pixels[i] = (float)kit_uniform(seed, (uint64_t)b->mb.index + 77, i);
+    b->mb.sample_id = b->sample_id;
+    b->mb.cu_tokens = b->cu_tokens;
+    b->mb.text_len = b->text_len;
+    b->mb.sample_images = b->sample_images;
+    b->mb.image_tiles = b->image_tiles;
+    b->mb.image_row = b->image_row;
+    b->mb.hash = microbatch_hash(&b->mb);
+}
+
+/* Micro-batch `index` of a global batch whose micro-batches have n samples each. */
+static inline struct kit_batch kit_batch_make(const struct stack *s,
+                                              const struct kit_sample *sample, int n, uint64_t seed,
+                                              int64_t step, int64_t index) {
+    struct kit_batch b = kit_batch_begin(s, n, step, index);
+    for (int i = 0; i < n; i++) {
+        uint64_t own = kit_hash(seed, (uint64_t)step, (uint64_t)(index * n + i));
+        struct kit_text t = kit_text_make(s, &sample[i], own);
+        b.sample_id[i] = (int64_t)(own % 1000);
+        kit_batch_append(s, &b, i, &t);
+        kit_text_free(&t);
+    }
+    kit_batch_end(s, &b, seed);
     return b;
 }
 

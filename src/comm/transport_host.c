@@ -106,6 +106,8 @@ static void host_allreduce(const struct group *g, struct backend *be, void *data
         allreduce_direct(g, data, n, dtype, op, group_workspace(g, sent));
         return;
     }
+    /* A shorter tensor than the one measured may still go the direct way, which takes more. */
+    if (g->grid->measuring) group_workspace(g, s->direct_bytes);
     for (int q = 0; q < g->size; q++) {
         int64_t count;
         rows_share(n, g->size, q, &s->offset[q], &count);

@@ -219,6 +219,23 @@ static bool counted(const struct grid *grid, const struct group *g, struct tenso
     return good;
 }
 
+/* What is reserved for the longest tensor must be enough for every shorter one. */
+static bool workspace_grows(const struct grid *grid, enum group_id id, const struct tensor *big) {
+    size_t before = 0;
+    bool good = true;
+    for (int64_t n = 256; n <= 16384; n += 256) {
+        struct grid *plan = grid_create_measuring(grid->tensor, grid->pipeline, grid->data,
+                                                  grid->pp_before_dp, grid->tp, grid->pp, grid->dp);
+        struct tensor t = tensor_view(big->data, 1, n, DTYPE_F32);
+        comm_allreduce(grid_group(plan, id), &backend, &t, REDUCE_SUM);
+        size_t needed = group_workspace_needed(grid_group(plan, id));
+        good = good && needed >= before;
+        before = needed;
+        grid_destroy(plan);
+    }
+    return good;
+}
+
 static void test_group(const struct grid *grid, enum group_id id, const char *how) {
     const struct group *g = grid_group(grid, id);
     char name[160];
@@ -278,6 +295,9 @@ static void test_grid(int tensor, int pipeline, bool mapping) {
         snprintf(how, sizeof how, "%d x %d ranks, group %s: bytes, calls, workspace as planned",
                  tensor, pipeline, group_name(&grid->group[id]));
         verdict(grid, counted(grid, &grid->group[id], &big), how);
+        snprintf(how, sizeof how, "%d x %d ranks, group %s: workspace grows with the tensor",
+                 tensor, pipeline, group_name(&grid->group[id]));
+        verdict(grid, workspace_grows(grid, id, &big), how);
         group_reserve(&grid->group[id], &backend, 8 << 20);
     }
     free(big.data);

@@ -401,7 +401,9 @@ int main(int argc, char **argv) {
     int ranks = comm_world_size(), seen[8] = {0};
     const char *more = getenv("STRATA_LONG");
     int draws = (ranks == 1 ? 12 : 45) * (more != NULL && more[0] == '1' ? 10 : 1);
-    const char *only = getenv("STRATA_DRAW");
+    int64_t only = -1; /* STRATA_DRAW=n: that draw alone */
+    if (getenv("STRATA_DRAW") != NULL && !parse_int64(getenv("STRATA_DRAW"), &only))
+        return EXIT_USAGE;
     for (int i = 0; i < draws; i++) {
         struct draw d;
         struct kit_batch b[BATCHES_MAX];
@@ -410,7 +412,7 @@ int main(int argc, char **argv) {
         draw_make(&d, ranks, i);
         struct stack s = kit_stack(&d.cfg);
         count_kinds(&d, &s, seen);
-        if (only == NULL || atol(only) == i) {
+        if (only < 0 || only == i) {
             batches_make(&d, &s, b);
             reference_make(&r, &d, &s, b);
             if (grid_create(d.T, d.P, d.mapping, 2, &grid) != 0) error_exit();

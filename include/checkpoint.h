@@ -25,6 +25,7 @@ struct ckpt_lock {
     char nonce[33];
 };
 
+struct ckpt_found;
 /* The keys of [checkpoint]; doc/job-file.md says what they mean. */
 struct ckpt_settings {
     const char *save; /* folder; NULL: nothing is saved */
@@ -41,6 +42,10 @@ struct ckpt_settings {
     bool reproducible, index, save_derived_weights;
     const struct ckpt_lock *lock; /* checked in each save; NULL: none was taken */
     pthread_mutex_t *hdf5_lock;   /* held around all HDF5 calls; NULL: no other thread makes any */
+    /* Asked by ckpt_resume on every rank between finding and loading, unless only weights are taken;
+     * may communicate; the same code on every rank, not 0 refuses. NULL: all are welcome. */
+    int (*accept)(void *arg, const struct ckpt_found *found);
+    void *accept_arg;
 };
 
 struct ckpt_key { /* one effective key of the job file */

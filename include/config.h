@@ -281,6 +281,26 @@ void config_each(const struct config *cfg,
                               bool defaulted),
                  void *arg);
 
+/* ---- another value than the run had that wrote the checkpoint -------------------------------- */
+enum config_change {
+    CONFIG_FREE,        /* nothing that is computed depends on it */
+    CONFIG_NOTICE,      /* allowed, and said */
+    CONFIG_BY_ARGUMENT, /* allowed where it is given as an argument or follows from another key */
+    CONFIG_REFUSED,     /* it would be another run */
+};
+enum config_change config_change_of(const char *section, const char *key);
+const char *config_change_text(enum config_change change);
+struct config_stored { /* a key of the checkpoint's run; unset ones are not there */
+    const char *section, *key, *value;
+};
+struct config_difference {
+    const char *section, *key, *place, *before, *now;
+    enum config_change change; /* CONFIG_BY_ARGUMENT: it was not given as one */
+};
+/* Calls `each` for every key that differs, in the table's order. */
+void config_compare(const struct config *cfg, const struct config_stored *was, int64_t n,
+                    void (*each)(void *arg, const struct config_difference *d), void *arg);
+
 /* Return EXIT_IO if writing fails. */
 int config_print_keys(FILE *to);     /* one line per key */
 int config_print_template(FILE *to); /* commented job file that loads as it stands */

@@ -239,15 +239,18 @@ static int compare_integer(const struct load *l, hid_t file, const char *group, 
 /* All differences are listed before giving up. */
 static int compare_run(const struct load *l, hid_t file) {
     const struct ckpt_state *s = l->st;
+    bool reseeded = l->set->no_load_rng; /* another seed is another order */
     int rc[7] = {
         compare_text(l, file, "header", "family", s->family, "model family"),
-        compare_text(l, file, "training/data", "order_key", s->order_key, "order of the data"),
+        reseeded ? 0
+                 : compare_text(l, file, "training/data", "order_key", s->order_key,
+                                "order of the data"),
         compare_text(l, file, "training/data", "sha256", s->dataset_sha256, "data set"),
         compare_text(l, file, "tokenizer", "sha256", s->tokenizer_sha256, "tokenizer"),
         compare_text(l, file, "tokenizer", "template", s->template_text, "conversation template"),
         compare_integer(l, file, "training/data", "global_batch_size", s->global_batch_size,
                         "global_batch_size"),
-        l->set->no_load_rng ? 0 : compare_integer(l, file, "training/rng", "key", s->seed, "seed")};
+        reseeded ? 0 : compare_integer(l, file, "training/rng", "key", s->seed, "seed")};
     for (int i = 0; i < 7; i++)
         if (rc[i]) return rc[i];
     return 0;
@@ -288,6 +291,12 @@ static int load_run(struct load *l) {
     return rc;
 }
 
+static void mark_damaged(int rc, const struct group *world, const struct ckpt_found *found) {
+    if ((rc == EXIT_BAD_DATA || rc == EXIT_IO) && group_rank(world) == 0 &&
+        ckpt_mark_refused(found->dir, error_text()) != 0)
+        log_warn("%s.refused could not be written", found->dir);
+}
+
 int ckpt_load(const struct ckpt_settings *settings, const struct ckpt_found *found,
               struct ckpt_state *state) {
     struct load l = {.set = settings, .found = found, .m = found->manifest, .st = state};
@@ -301,12 +310,19 @@ int ckpt_load(const struct ckpt_settings *settings, const struct ckpt_found *fou
     fault_point("resume.read.after");
     if (!rc && !found->weights_only) rc = load_run(&l);
     fault_point("resume.run.after");
-    if ((rc == EXIT_BAD_DATA || rc == EXIT_IO) && group_rank(l.world) == 0 &&
-        ckpt_mark_refused(found->dir, error_text()) != 0)
-        log_warn("%s.refused could not be written", found->dir);
+    mark_damaged(rc, l.world, found);
     part_list_free(&l.part);
     free(l.tensor);
     return rc;
+}
+
+static int accept_and_load(const struct ckpt_settings *settings, const struct ckpt_found *found,
+                           struct ckpt_state *state) {
+    int rc = settings->accept == NULL || found->weights_only
+                 ? 0
+                 : settings->accept(settings->accept_arg, found);
+    mark_damaged(rc, grid_group(state->grid, GROUP_WORLD), found);
+    return rc != 0 ? rc : ckpt_load(settings, found, state);
 }
 
 int ckpt_resume(const struct ckpt_settings *settings, struct ckpt_state *state,
@@ -315,7 +331,7 @@ int ckpt_resume(const struct ckpt_settings *settings, struct ckpt_state *state,
     for (;;) {
         TRY(ckpt_find(settings, state->grid, found));
         if (!found->any) return 0;
-        int rc = ckpt_load(settings, found, state);
+        int rc = accept_and_load(settings, found, state);
         if (!rc) return 0;
         int64_t marked = group_rank(world) == 0 && ckpt_is_refused(found->dir);
         comm_broadcast(world, &marked, sizeof marked, 0);

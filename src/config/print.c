@@ -124,7 +124,12 @@ static const char *const manual_head =
     "\n"
     "P0 keys matter on the first day, P1 keys to a serious run, P2 names are kept for later. A "
     "key\n"
-    "marked *default only* belongs to something that this version does not have yet.\n";
+    "marked *default only* belongs to something that this version does not have yet.\n"
+    "\n"
+    "*On resume* says what another value does than the one in the checkpoint: *free* and "
+    "*allowed*\n"
+    "are listed in the log, *by argument* is allowed when the key is given on the command line,\n"
+    "*refused* ends the job with exit code 78, all such keys listed.\n";
 
 /* Table cells: a bar would end the cell. */
 static void print_cell(const char *text, FILE *to) {
@@ -151,7 +156,10 @@ static void print_row(const struct config_key *key, FILE *to) {
     fprintf(to, "| `%s` | %s | ", key->name, type_name(key->type));
     print_cell(key->type == TYPE_LATER ? "" : default_text(key), to);
     print_cell(key->type == TYPE_LATER ? "" : allowed, to);
-    fprintf(to, "P%d | %s", key->priority, key->meaning);
+    fprintf(to, "P%d | %s | %s", key->priority,
+            key->type == TYPE_LATER ? ""
+                                    : config_change_text(config_change_of(key->section, key->name)),
+            key->meaning);
     if (key->type == TYPE_LATER) fprintf(to, "; %s", state_text(key));
     if (key->missing != NULL) fprintf(to, "; *default only*: %s", key->missing);
     print_choices_missing(key, to);
@@ -162,8 +170,8 @@ int config_print_markdown(FILE *to) {
     fputs(manual_head, to);
     for (const struct config_section *s = config_sections; s->name != NULL; s++) {
         fprintf(to,
-                "\n## [%s]\n\n%s.\n\n| key | type | default | allowed | | meaning |\n"
-                "|---|---|---|---|---|---|\n",
+                "\n## [%s]\n\n%s.\n\n| key | type | default | allowed | | on resume | meaning |\n"
+                "|---|---|---|---|---|---|---|\n",
                 s->name, s->meaning);
         for (int k = 0; k < config_n_keys; k++)
             if (strcmp(config_table[k].section, s->name) == 0) print_row(&config_table[k], to);

@@ -80,6 +80,9 @@ void save_setup(struct run *r);
 int save_checkpoint(struct run *r); /* a failure that may be survived returns 0 and is logged */
 int save_resume(struct run *r);     /* finds and loads, or starts anew */
 
+/* resume.c: the job file of the checkpoint against the present one; ckpt_settings.accept. */
+int resume_accept(void *run, const struct ckpt_found *found);
+
 /* replica.c: equal weights on ranks that should have them; collective over dp and tp. */
 void replica_check_begin(struct run *r);
 int replica_check(struct run *r);

@@ -56,7 +56,9 @@ void save_setup(struct run *r) {
         .reproducible = c->checkpoint.reproducible,
         .index = c->checkpoint.index,
         .save_derived_weights = c->checkpoint.save_derived_weights,
-        .lock = &r->lock};
+        .lock = &r->lock,
+        .accept = resume_accept,
+        .accept_arg = r};
     char *text = NULL;
     size_t bytes = 0;
     FILE *to = open_memstream(&text, &bytes);

@@ -163,8 +163,9 @@ static void check_tensor(struct bench *b, const char *what, const char *name, do
     free(v);
 }
 
-static void check_differences(const char *what, const struct config *cfg,
-                              const struct kit_batch *batch, int first) {
+/* only: the parameters whose name contains it. */
+static void check_parameters(const char *what, const struct config *cfg,
+                             const struct kit_batch *batch, int first, const char *only) {
     struct bench b;
     struct kit_layout l = layout_of(REPEAT_NOTHING, 0);
     bench_begin(&b, cfg, batch, first, &l);
@@ -175,7 +176,7 @@ static void check_differences(const char *what, const struct config *cfg,
     if (!(loss == bench_loss(&b))) fail_msg("%s: the loss depends on keeping activations", what);
     for (int i = 0; i < b.st.params.n; i++) {
         const struct param *q = &b.st.params.param[i];
-        if (q->trainable)
+        if (q->trainable && strstr(q->name, only) != NULL)
             check_tensor(&b, what, q->name, q->w.data, g + q->grad_offset, param_local_count(q),
                          1e-3);
     }
@@ -183,6 +184,11 @@ static void check_differences(const char *what, const struct config *cfg,
         check_tensor(&b, what, "input", b.in.data, b.din.data, tensor_count(&b.in), 1e-3);
     free(g);
     bench_close(&b);
+}
+
+static void check_differences(const char *what, const struct config *cfg,
+                              const struct kit_batch *batch, int first) {
+    check_parameters(what, cfg, batch, first, "");
 }
 
 /* ---- micro-batches --------------------------------------------------------------------------------- */
@@ -291,6 +297,24 @@ static void test_loss_options(void **state) {
     check_config("label smoothing", &c);
     c.training.z_loss = 0.03;
     check_config("label smoothing and z-loss", &c);
+}
+
+/* A vocabulary so large that the head takes its rows in several pieces. */
+static void test_large_vocabulary(void **state) {
+    (void)state;
+    static const struct kit_sample text[] = {{.length = 26, .first_target = 0},
+                                             {.length = 26, .first_target = 0}};
+    struct config c = small_config();
+    c.language.vocab_size = 150000;
+    c.language.hidden_size = 6;
+    c.language.num_layers = 1;
+    struct stack s = kit_stack(&c);
+    struct kit_batch b = kit_batch_make(&s, text, 2, 22, 0, 0);
+    assert_true(b.mb.targets > 29);
+    check_parameters("large vocabulary", &c, &b, s.n_layers - 1, "norm/weight");
+    check_parameters("large vocabulary", &c, &b, s.n_layers - 1, "lm_head");
+    kit_batch_free(&b);
+    stack_free(&s);
 }
 
 static void test_dropout(void **state) {
@@ -560,13 +584,14 @@ static void test_memory(void **state) {
 int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_default),       cmocka_unit_test(test_feature_layer_last),
-        cmocka_unit_test(test_projectors),    cmocka_unit_test(test_language_variants),
-        cmocka_unit_test(test_loss_options),  cmocka_unit_test(test_dropout),
-        cmocka_unit_test(test_micro_batches), cmocka_unit_test(test_inputs),
-        cmocka_unit_test(test_no_target),     cmocka_unit_test(test_no_image),
-        cmocka_unit_test(test_frozen),        cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_loss_scale),    cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_default),      cmocka_unit_test(test_feature_layer_last),
+        cmocka_unit_test(test_projectors),   cmocka_unit_test(test_language_variants),
+        cmocka_unit_test(test_loss_options), cmocka_unit_test(test_large_vocabulary),
+        cmocka_unit_test(test_dropout),      cmocka_unit_test(test_micro_batches),
+        cmocka_unit_test(test_inputs),       cmocka_unit_test(test_no_target),
+        cmocka_unit_test(test_no_image),     cmocka_unit_test(test_frozen),
+        cmocka_unit_test(test_recompute),    cmocka_unit_test(test_loss_scale),
+        cmocka_unit_test(test_memory),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     comm_finalize();

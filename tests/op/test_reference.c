@@ -418,11 +418,21 @@ static void test_dropout(void **state) {
     check("both dropouts", &c);
 }
 
+/* So large that the head takes its rows in several pieces. */
+static void test_large_vocabulary(void **state) {
+    (void)state;
+    struct config c = kit_config();
+    c.language.vocab_size = 200000;
+    c.language.hidden_size = 6;
+    c.language.num_layers = 1;
+    check("large vocabulary", &c);
+}
+
 int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_loss), cmocka_unit_test(test_vision),
-                                       cmocka_unit_test(test_language),
-                                       cmocka_unit_test(test_dropout)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_loss), cmocka_unit_test(test_vision), cmocka_unit_test(test_language),
+        cmocka_unit_test(test_dropout), cmocka_unit_test(test_large_vocabulary)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     comm_finalize();
     return failed;

@@ -75,6 +75,10 @@ struct ckpt_state {
     struct backend *be;
     const struct state_piece *piece; /* optimizer state of this rank */
     int64_t n_pieces;
+    /* Saving only, on one rank: where weights come from instead of set's memory, elements
+     * [first, first+count) of a whole tensor, so that only one tensor is ever held. NULL: memory. */
+    int (*fetch)(void *arg, int param, int64_t first, int64_t count, float *out);
+    void *fetch_arg;
     bool sharded_optimizer; /* pieces differ over DP; false: every DP rank has all of them */
     struct ckpt_counters at;
     /* compared on loading: EXIT_RESUME if different (not when finetuning) */
@@ -144,6 +148,17 @@ int ckpt_load(const struct ckpt_settings *settings, const struct ckpt_found *fou
 /* Collective over the world. find and load, falling back to older ones while damage is found. */
 int ckpt_resume(const struct ckpt_settings *settings, struct ckpt_state *state,
                 struct ckpt_found *found);
+
+/* Not collective. Reads a checkpoint that was found, one slice of one tensor after the other, from
+ * whatever layout wrote it. `settings` and `found` must outlive the reader. */
+struct ckpt_reader;
+int ckpt_reader_open(const struct ckpt_settings *settings, const struct ckpt_found *found,
+                     struct ckpt_reader **out);
+/* Rows [first, first+count) of axis 0 as fp32: of the master copy if there is one, else of the
+ * weights. EXIT_RESUME: not there, or of another shape. */
+int ckpt_reader_rows(struct ckpt_reader *r, const struct param *p, int64_t first, int64_t count,
+                     float *out);
+int ckpt_reader_close(int rc, struct ckpt_reader *r); /* frees it in any case */
 
 /* Without MPI: manifest, file list, sizes, checksums, coverage of one checkpoint folder.
  * EXIT_BAD_DATA with every fault listed (tensor, file, elements). */

@@ -105,6 +105,19 @@ static int begin(struct save *s) {
 }
 
 /* ---- steps 3 to 8: one writer -------------------------------------------------------------------------- */
+static int take_host_copy(const struct save *s, const struct part *p, void *host) {
+    const struct ckpt_state *st = s->st;
+    if (st->fetch) {
+        int64_t n = param_global_count(&st->set->param[p->param]);
+        CHECK(s->m->writers == 1 && box_volume(&p->box) == n && p->dtype == DTYPE_F32,
+              "fetched weights are whole tensors of fp32 on one rank");
+        return st->fetch(st->fetch_arg, p->param, 0, n, host);
+    }
+    part_download(p, &p->box, st->be, host);
+    st->be->ops->synchronize(st->be);
+    return 0;
+}
+
 /* The host copy is taken, its checksums computed, and only then is HDF5 called. */
 static int write_part(struct save *s, struct shard *shard, const struct part *p) {
     const struct param *param = &s->st->set->param[p->param];
@@ -112,15 +125,14 @@ static int write_part(struct save *s, struct shard *shard, const struct part *p)
     struct ckpt_block *b = manifest_add_part(s->m, param, p, &t);
     char *host = xmalloc((size_t)b->bytes);
     fault_point("save.copy.before");
-    part_download(p, &p->box, s->st->be, host);
-    s->st->be->ops->synchronize(s->st->be);
+    int rc = take_host_copy(s, p, host);
     fault_point("save.copy.in");
-    for (int64_t k = 0; k < b->n_crc; k++) {
+    for (int64_t k = 0; !rc && k < b->n_crc; k++) {
         int64_t at = k * CKPT_CRC_BLOCK, left = b->bytes - at;
         b->crc[k] = crc32c(0, host + at, (size_t)(left < CKPT_CRC_BLOCK ? left : CKPT_CRC_BLOCK));
     }
     fault_point("save.copy.after");
-    int rc = shard_write_block(shard, param, t, b, host);
+    if (!rc) rc = shard_write_block(shard, param, t, b, host);
     free(host);
     return rc;
 }

@@ -15,6 +15,9 @@ static const struct command commands[] = {
     {"check", cli_check,
      "JOB.ini [--ranks N] [--json] [section:key=value ...]   errors, layout, memory, FLOPs"},
     {"prepare", cli_prepare, "JOB.ini [--force] [section:key=value ...]   build the data's index"},
+    {"import", cli_import,
+     "SRC DST [--dry-run ...]   weights of Hugging Face folders -> a checkpoint"},
+    {"export", cli_export, "CHECKPOINT DST [--dtype ...]   a checkpoint -> a Hugging Face folder"},
     {"keys", cli_keys, "[--template | --markdown]   every key of the job file"},
     {"version", cli_version, "what this binary is made of"},
 };

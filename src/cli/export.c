@@ -1,0 +1,373 @@
+/* strata export: a checkpoint of any layout -> a folder that transformers loads. One slice of one
+ * tensor is in memory at a time. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "hf_impl.h"
+#include "json.h"
+
+static const char usage[] =
+    "strata export CHECKPOINT DST [--step N] [--dtype fp32|fp16|bf16] [--max-shard-gb X] "
+    "[--tokenizer DIR] [--names hf|original] [--projector-only] [--image-token ID] [--vocab-size "
+    "N]";
+
+struct export {
+    struct hf_export o;
+    char *own_tokenizer; /* what o.tokenizer points to, if the job file said it */
+    struct ckpt_settings settings;
+    struct ckpt_found found;
+    char *job, *tokenizer_model, *tokenizer_type;
+    struct hf_model model;
+    struct safetensor *tensor;  /* to write, in the order of the layers */
+    const struct param **param; /* of each; NULL: a bias of zeros */
+    int64_t n;
+    struct ckpt_reader *reader;
+    struct safetensors_writer *writer;
+};
+
+/* ---- command line ------------------------------------------------------------------------------------ */
+static int take_number(const char *option, const char *word, int64_t *out) {
+    if (parse_int64(word, out) && *out >= 0) return 0;
+    return error_raise(EXIT_USAGE, "%s %s: a whole number is expected", option, word);
+}
+
+static int take_dtype(const char *word, enum safetensors_dtype *out) {
+    static const struct {
+        const char *word;
+        enum safetensors_dtype type;
+    } known[] = {{"fp32", ST_F32}, {"fp16", ST_F16}, {"bf16", ST_BF16}};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(word, known[i].word) == 0) {
+            *out = known[i].type;
+            return 0;
+        }
+    return error_raise(EXIT_USAGE, "--dtype %s: allowed are fp32, fp16, bf16", word);
+}
+
+static int take_value(struct hf_export *o, const char *option, const char *word) {
+    double gb;
+    if (strcmp(option, "--step") == 0) return take_number(option, word, &o->step);
+    if (strcmp(option, "--image-token") == 0) return take_number(option, word, &o->image_token);
+    if (strcmp(option, "--vocab-size") == 0) return take_number(option, word, &o->vocab_size);
+    if (strcmp(option, "--dtype") == 0) return take_dtype(word, &o->dtype);
+    if (strcmp(option, "--tokenizer") == 0) {
+        o->tokenizer = word;
+        return 0;
+    }
+    if (strcmp(option, "--max-shard-gb") == 0) {
+        if (!parse_real(word, &gb) || !(gb > 0) || !(gb < 1e9))
+            return error_raise(EXIT_USAGE, "--max-shard-gb %s: a number above 0 is expected", word);
+        o->max_bytes = (int64_t)(gb * 1e9) > 0 ? (int64_t)(gb * 1e9) : 1;
+        return 0;
+    }
+    if (strcmp(option, "--names") != 0)
+        return error_raise(EXIT_USAGE, "strata export has no option %s. %s", option, usage);
+    o->original = strcmp(word, "original") == 0;
+    if (o->original || strcmp(word, "hf") == 0) return 0;
+    return error_raise(EXIT_USAGE, "--names %s: allowed are hf, original", word);
+}
+
+static int take_arguments(struct hf_export *o, int argc, char **argv) {
+    const char *value;
+    *o =
+        (struct hf_export){.step = -1, .max_bytes = 5000000000, .image_token = -1, .dtype = ST_F16};
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--projector-only") == 0) {
+            o->projector_only = true;
+        } else if (strncmp(argv[i], "--", 2) == 0) {
+            const char *option = argv[i];
+            TRY(hf_option_value(argc, argv, &i, &value));
+            TRY(take_value(o, option, value));
+        } else if (o->to != NULL) {
+            return error_raise(EXIT_USAGE, "%s is one word too many. %s", argv[i], usage);
+        } else {
+            *(o->from == NULL ? &o->from : &o->to) = argv[i];
+        }
+    }
+    return o->to != NULL ? 0 : error_raise(EXIT_USAGE, "%s", usage);
+}
+
+/* ---- the checkpoint's own job ----------------------------------------------------------------------------- */
+struct job_writer {
+    struct export *x;
+    FILE *to;
+    char section[32];
+};
+
+static void put_key(void *arg, const char *section, const char *key, const char *value,
+                    bool defaulted) {
+    struct job_writer *w = arg;
+    bool model = strcmp(section, "vision") == 0 || strcmp(section, "projector") == 0 ||
+                 strcmp(section, "language") == 0;
+    bool image = strcmp(section, "data") == 0 && strncmp(key, "image_", 6) == 0 &&
+                 strcmp(key, "image_folder") != 0;
+    if (strcmp(section, "data") == 0 && strcmp(key, "tokenizer_model") == 0)
+        w->x->tokenizer_model = xstrdup(value);
+    if (strcmp(section, "data") == 0 && strcmp(key, "tokenizer_type") == 0)
+        w->x->tokenizer_type = xstrdup(value);
+    if (defaulted || value[0] == 0 || !(model || image)) return;
+    if (strcmp(w->section, section) != 0) fprintf(w->to, "[%s]\n", section);
+    if (strcmp(section, "data") == 0 && strcmp(w->section, section) != 0)
+        fprintf(w->to, "data_format = mock\n");
+    snprintf(w->section, sizeof w->section, "%s", section);
+    fprintf(w->to, "%s = %s\n", key, value);
+}
+
+/* Of the job only what shapes the model and its images; the rest is as small as the rules allow. */
+static int read_job(struct export *x, const struct grid *grid) {
+    size_t bytes;
+    struct job_writer w = {.x = x};
+    w.to = open_memstream(&x->job, &bytes);
+    CHECK(w.to != NULL, "no memory for the job file");
+    fprintf(w.to, "[run]\nfamily = llava\nrun_dir = .\n[training]\nmicro_batch_size = 1\n"
+                  "train_iters = 1\n[optimizer]\nlr = 1\n");
+    int rc = ckpt_config(&x->settings, &x->found, grid, put_key, &w);
+    if (strcmp(w.section, "data") != 0) fprintf(w.to, "[data]\ndata_format = mock\n");
+    fclose(w.to);
+    if (!rc) rc = hf_model_build(x->found.dir, NULL, x->job, &x->model);
+    return rc;
+}
+
+/* ---- tokenizer and special ids ------------------------------------------------------------------------------- */
+static int64_t member_id(const struct json *o, const char *key) {
+    const struct json *v = o != NULL ? json_get(o, key) : NULL;
+    return v != NULL && json_kind(v) == JSON_INTEGER ? json_integer(v) : -1;
+}
+
+/* What the foreign source said, where the model was imported. */
+static int read_source(struct export *x) {
+    struct hf_export *o = &x->o;
+    char *path = o->tokenizer ? xasprintf("%s/" HF_SOURCE_CONFIG, o->tokenizer) : NULL;
+    struct json *root = NULL;
+    int rc = 0;
+    snprintf(o->text_model, sizeof o->text_model, "mistral");
+    if (path != NULL && access(path, F_OK) == 0) rc = json_read_file(path, 16 << 20, &root);
+    if (!rc && root != NULL && json_kind(root) == JSON_OBJECT) {
+        const struct json *text = json_get(root, "text_config");
+        if (text == NULL || json_kind(text) != JSON_OBJECT) text = root;
+        const struct json *type = json_get(text, "model_type");
+        const char *name = type != NULL ? json_string(type, NULL) : NULL;
+        bool llama = text != root ? name == NULL || strcmp(name, "llama") == 0
+                                  : name != NULL && strstr(name, "llama") != NULL;
+        if (llama) snprintf(o->text_model, sizeof o->text_model, "llama");
+        if (o->image_token < 0) o->image_token = member_id(root, "image_token_index");
+        if (o->image_token < 0) o->image_token = member_id(root, "image_token_id");
+        o->pad = member_id(root, "pad_token_id");
+        o->bos = member_id(text, "bos_token_id");
+        o->eos = member_id(text, "eos_token_id");
+    }
+    if (root != NULL) json_free(root);
+    free(path);
+    return rc;
+}
+
+static int read_tokenizer(struct export *x) {
+    struct hf_export *o = &x->o;
+    struct tokenizer *t = NULL;
+    o->pad = o->bos = o->eos = -1;
+    if (o->tokenizer == NULL && x->tokenizer_model != NULL) {
+        char *slash = strrchr(x->tokenizer_model, '/');
+        x->own_tokenizer =
+            slash != NULL ? xasprintf("%.*s", (int)(slash - x->tokenizer_model), x->tokenizer_model)
+                          : xstrdup(".");
+        o->tokenizer = x->own_tokenizer;
+    }
+    TRY(read_source(x));
+    if (o->bos >= 0 || x->tokenizer_model == NULL || access(x->tokenizer_model, R_OK) != 0)
+        return 0;
+    TRY(tokenizer_open(x->tokenizer_type != NULL ? x->tokenizer_type : "Llama2Tokenizer",
+                       x->tokenizer_model, &t));
+    o->bos = tokenizer_bos(t);
+    o->eos = tokenizer_eos(t);
+    tokenizer_close(t);
+    return 0;
+}
+
+/* transformers looks the image's own token up in the embedding: it must be a row. */
+static int check_ids(struct export *x) {
+    struct hf_export *o = &x->o;
+    int64_t vocab = x->model.cfg->language.vocab_size;
+    if (o->vocab_size == 0) o->vocab_size = vocab;
+    if (o->vocab_size < vocab)
+        return error_raise(EXIT_USAGE, "--vocab-size %lld: the model has %lld rows",
+                           (long long)o->vocab_size, (long long)vocab);
+    if (o->image_token < 0 && o->vocab_size > vocab) o->image_token = vocab;
+    if (o->image_token < 0 && o->vocab_size > 32000) o->image_token = 32000;
+    if (o->pad >= o->vocab_size) o->pad = -1;
+    if (o->original || o->projector_only || (o->image_token >= 0 && o->image_token < o->vocab_size))
+        return 0;
+    return error_raise(
+        EXIT_USAGE,
+        "the model has %lld rows of vocabulary and none for <image>: --vocab-size N "
+        "adds rows (LLaVA's folders have 32064), or --image-token ID names one that is "
+        "there and unused",
+        (long long)vocab);
+}
+
+static int check_projector(const struct export *x) {
+    const struct projector_config *p = &x->model.stack.shape.projector;
+    if (x->o.original || x->o.projector_only) return 0;
+    if (p->affine)
+        return error_raise(EXIT_USAGE,
+                           "transformers' LLaVA has no affine projector: --names original");
+    if (p->hidden == p->out) return 0;
+    return error_raise(
+        EXIT_USAGE,
+        "transformers' LLaVA has a projector of inner width %lld, the language model's; "
+        "this one has %lld",
+        (long long)p->out, (long long)p->hidden);
+}
+
+/* ---- names ------------------------------------------------------------------------------------------------------ */
+static const struct {
+    const char *from, *to;
+} original_prefix[] = {
+    {"language_model.model.", "model."},
+    {"language_model.", ""},
+    {"vision_tower.vision_model.", "model.vision_tower.vision_tower.vision_model."},
+    {"multi_modal_projector.linear_1.", "model.mm_projector.0."},
+    {"multi_modal_projector.linear_2.", "model.mm_projector.2."},
+    {"multi_modal_projector.linear.", "model.mm_projector."},
+};
+
+static char *out_name(const struct export *x, const char *hf_name) {
+    if (!x->o.original && !x->o.projector_only) return xstrdup(hf_name);
+    for (size_t i = 0; i < sizeof original_prefix / sizeof *original_prefix; i++) {
+        size_t n = strlen(original_prefix[i].from);
+        if (strncmp(hf_name, original_prefix[i].from, n) == 0)
+            return xasprintf("%s%s", original_prefix[i].to, hf_name + n);
+    }
+    CHECK(false, "%s has no original name", hf_name);
+}
+
+static void add_tensor(struct export *x, const struct param *p, char *name, int ndim,
+                       const int64_t *shape) {
+    struct safetensor *t = &x->tensor[x->n];
+    *t = (struct safetensor){.name = name, .dtype = x->o.dtype, .n_dims = ndim};
+    memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
+    if (strcmp(name, "language_model.model.embed_tokens.weight") == 0 ||
+        strcmp(name, "language_model.lm_head.weight") == 0)
+        t->shape[0] = x->o.vocab_size;
+    x->param[x->n++] = p;
+}
+
+static void list_tensors(struct export *x) {
+    const struct param_set *set = &x->model.stage.params;
+    bool zeros = !x->model.stack.shape.projector.bias && !x->o.original && !x->o.projector_only;
+    x->tensor = xcalloc(2 * (size_t)set->n, sizeof *x->tensor);
+    x->param = xcalloc(2 * (size_t)set->n, sizeof *x->param);
+    for (int i = 0; i < set->n; i++) {
+        const struct param *p = &set->param[i];
+        if (x->o.projector_only && p->group != PARAM_PROJECTOR) continue;
+        add_tensor(x, p, out_name(x, p->hf_name), p->ndim, p->shape);
+        if (p->group == PARAM_PROJECTOR && zeros) /* transformers' class has always had biases */
+            add_tensor(x, NULL, xasprintf("%.*sbias", (int)strlen(p->hf_name) - 6, p->hf_name), 1,
+                       p->shape);
+    }
+}
+
+/* ---- values --------------------------------------------------------------------------------------------------------- */
+/* Rows behind the vocabulary that was trained are its mean row: deterministic, and unlikely. */
+static int add_rows(struct export *x, int64_t i, int64_t have, int64_t cols, const double *sum) {
+    float *row = xmalloc((size_t)cols * sizeof *row);
+    int rc = 0;
+    for (int64_t c = 0; c < cols; c++) row[c] = (float)(sum[c] / (double)have);
+    for (int64_t r = have; !rc && r < x->tensor[i].shape[0]; r++)
+        rc = safetensors_write(x->writer, i, r * cols, cols, row);
+    free(row);
+    return rc;
+}
+
+static int copy_tensor(struct export *x, int64_t i) {
+    const struct param *p = x->param[i];
+    int64_t have = p != NULL ? p->shape[0] : x->tensor[i].shape[0];
+    int64_t cols = safetensor_count(&x->tensor[i]) / x->tensor[i].shape[0];
+    int64_t step = HF_SLICE / cols > 0 ? HF_SLICE / cols : 1;
+    if (step > have) step = have;
+    float *rows = xcalloc((size_t)(step * cols), sizeof *rows);
+    double *sum = xcalloc((size_t)cols, sizeof *sum);
+    int rc = 0;
+    for (int64_t at = 0; !rc && at < have; at += step) {
+        int64_t n = have - at < step ? have - at : step;
+        if (p != NULL) rc = ckpt_reader_rows(x->reader, p, at, n, rows);
+        for (int64_t k = 0; !rc && x->tensor[i].shape[0] > have && k < n * cols; k++)
+            sum[k % cols] += (double)rows[k];
+        if (!rc) rc = safetensors_write(x->writer, i, at * cols, n * cols, rows);
+    }
+    if (!rc && x->tensor[i].shape[0] > have) rc = add_rows(x, i, have, cols, sum);
+    free(rows);
+    free(sum);
+    return rc;
+}
+
+static int write_tensors(struct export *x) {
+    struct safetensors_rounding rounding = {0};
+    TRY(ckpt_reader_open(&x->settings, &x->found, &x->reader));
+    int rc = safetensors_create(x->o.to, x->o.projector_only ? "mm_projector" : "model", "pt",
+                                x->tensor, x->n, x->o.max_bytes, &x->writer);
+    for (int64_t i = 0; !rc && i < x->n; i++) rc = copy_tensor(x, i);
+    if (x->writer != NULL) rc = safetensors_finish(rc, x->writer, &rounding);
+    if (!rc && rounding.clamped + rounding.flushed > 0)
+        log_warn("fp16 cannot hold %lld values (written as 65504) and %lld (written as 0): --dtype "
+                 "bf16 or fp32 can",
+                 (long long)rounding.clamped, (long long)rounding.flushed);
+    return ckpt_reader_close(rc, x->reader);
+}
+
+/* The configuration last: a folder without one is not taken for a whole one. */
+static int write_all(struct export *x) {
+    int n = 0;
+    TRY(hf_make_folder(x->o.to, x->o.projector_only ? "mm_projector.safetensors" : "config.json"));
+    list_tensors(x);
+    TRY(write_tensors(x));
+    if (!x->o.projector_only && x->o.tokenizer != NULL)
+        TRY(hf_copy_tokenizer(x->o.tokenizer, x->o.to, &n));
+    if (!x->o.projector_only) TRY(hf_write_configs(&x->o, x->model.cfg));
+    printf("written: %lld tensors as %s and %d files of the tokenizer in %s\n", (long long)x->n,
+           safetensors_dtype_name(x->o.dtype), n, x->o.to);
+    return 0;
+}
+
+static int export_found(struct export *x) {
+    struct grid *grid = NULL;
+    TRY(grid_create(1, 1, false, 10.0, &grid));
+    x->settings = (struct ckpt_settings){.load = x->o.from,
+                                         .resume = CKPT_RESUME_MUST,
+                                         .finetune = true,
+                                         .ckpt_step = x->o.step,
+                                         .verify_load = CKPT_VERIFY_ALL};
+    int rc = ckpt_find(&x->settings, grid, &x->found);
+    if (!rc) rc = read_job(x, grid);
+    if (!rc) rc = check_projector(x);
+    if (!rc) rc = read_tokenizer(x);
+    if (!rc) rc = check_ids(x);
+    if (!rc) rc = write_all(x);
+    grid_destroy(grid);
+    return rc;
+}
+
+static void export_free(struct export *x) {
+    for (int64_t i = 0; i < x->n; i++) free(x->tensor[i].name);
+    free(x->tensor);
+    free(x->param);
+    hf_model_free(&x->model);
+    ckpt_found_free(&x->found);
+    free(x->own_tokenizer);
+    free(x->tokenizer_model);
+    free(x->tokenizer_type);
+    free(x->job);
+}
+
+int cli_export(int argc, char **argv) {
+    struct export x = {0};
+    int mpi_argc = 0;
+    TRY(take_arguments(&x.o, argc, argv));
+    TRY(comm_init(&mpi_argc, NULL));
+    if (comm_world_size() > 1) error_fatal(EXIT_USAGE, "strata export is one process: no mpirun");
+    int rc = export_found(&x);
+    export_free(&x);
+    comm_finalize();
+    return rc;
+}

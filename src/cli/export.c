@@ -107,7 +107,8 @@ static void put_key(void *arg, const char *section, const char *key, const char 
         w->x->tokenizer_model = xstrdup(value);
     if (strcmp(section, "data") == 0 && strcmp(key, "tokenizer_type") == 0)
         w->x->tokenizer_type = xstrdup(value);
-    if (defaulted || value[0] == 0 || !(model || image)) return;
+    (void)defaulted; /* a default may have followed from the tokenizer */
+    if (value[0] == 0 || !(model || image)) return;
     if (strcmp(w->section, section) != 0) fprintf(w->to, "[%s]\n", section);
     if (strcmp(section, "data") == 0 && strcmp(w->section, section) != 0)
         fprintf(w->to, "data_format = mock\n");

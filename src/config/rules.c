@@ -218,6 +218,14 @@ static void needs_path(struct config *cfg, const void *field, char *const *path,
 
 static void check_checkpoint(struct config *cfg) {
     struct config_checkpoint *c = &cfg->checkpoint;
+    bool load = config_given(cfg, &c->load) && (c->save == NULL || strcmp(c->load, c->save) != 0);
+    if (c->pretrained_checkpoint != NULL && load)
+        config_raise(
+            cfg, &c->pretrained_checkpoint,
+            "load is given too; one of them: load goes on with a run, pretrained_checkpoint "
+            "begins one with the weights of another");
+    if (c->finetune && !load && c->pretrained_checkpoint == NULL && SOUND(&c->finetune))
+        config_raise(cfg, &c->finetune, "it takes the weights of load, and load is not given");
     needs_path(cfg, &c->save_interval, &c->save, "save");
     needs_path(cfg, &c->save_retain_interval, &c->save, "save");
     needs_path(cfg, &c->most_recent_k, &c->save, "save");

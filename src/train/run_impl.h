@@ -32,6 +32,7 @@ struct run {
     bool first_rank, last_stage;
 
     struct ckpt_settings ckpt;
+    bool foreign;          /* pretrained_checkpoint is a safetensors file or folder */
     struct ckpt_lock lock; /* of ckpt.save */
     struct ckpt_counters at;
     struct ckpt_row *history;
@@ -82,6 +83,10 @@ int save_resume(struct run *r);     /* finds and loads, or starts anew */
 
 /* resume.c: the job file of the checkpoint against the present one; ckpt_settings.accept. */
 int resume_accept(void *run, const struct ckpt_found *found);
+
+/* pretrained.c: a start from safetensors */
+bool pretrained_is_foreign(const struct config *c);
+int pretrained_load(const struct run *r, const struct ckpt_state *state); /* collective, world */
 
 /* replica.c: equal weights on ranks that should have them; collective over dp and tp. */
 void replica_check_begin(struct run *r);

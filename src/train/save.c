@@ -40,6 +40,8 @@ void save_setup(struct run *r) {
                   : c->checkpoint.resume == RESUME_MUST ? CKPT_RESUME_MUST
                                                         : CKPT_RESUME_AUTO,
         .ckpt_step = c->checkpoint.ckpt_step,
+        .finetune = c->checkpoint.finetune,
+        .allow_missing_projector = c->projector.allow_missing_vision_projection_checkpoint,
         .no_load_optim = c->checkpoint.no_load_optim,
         .no_load_rng = c->checkpoint.no_load_rng,
         .no_save_optim = c->checkpoint.no_save_optim,
@@ -59,6 +61,11 @@ void save_setup(struct run *r) {
         .lock = &r->lock,
         .accept = resume_accept,
         .accept_arg = r};
+    r->foreign = pretrained_is_foreign(c);
+    if (c->checkpoint.pretrained_checkpoint != NULL && !r->foreign) {
+        r->ckpt.load = c->checkpoint.pretrained_checkpoint;
+        r->ckpt.finetune = true;
+    }
     char *text = NULL;
     size_t bytes = 0;
     FILE *to = open_memstream(&text, &bytes);
@@ -146,7 +153,7 @@ static void take_history(struct run *r, const struct ckpt_state *state) {
 
 int save_resume(struct run *r) {
     r->history = xcalloc((size_t)r->cfg->derived.train_iters + 1, sizeof *r->history);
-    if (r->ckpt.load == NULL && r->ckpt.save == NULL) return 0;
+    if (r->ckpt.load == NULL && r->ckpt.save == NULL && !r->foreign) return 0;
     if (r->ckpt.save != NULL) TRY(ckpt_lock(r->ckpt.save, r->grid, &r->lock));
     struct key_list keys = {0};
     struct ckpt_found found = {0};
@@ -157,13 +164,15 @@ int save_resume(struct run *r) {
     fault_point("resume.described");
     int rc = ckpt_resume(&r->ckpt, &state, &found);
     fault_point("resume.loaded");
+    if (rc == 0 && !found.any && r->foreign) rc = pretrained_load(r, &state);
     free_keys(&keys);
     TRY(rc);
     if (found.n_skipped > 0) log_info("passed over:\n%s", found.skipped);
     if (!found.any) {
-        log_info("no checkpoint in %s: starting anew",
-                 r->ckpt.load != NULL ? r->ckpt.load : r->ckpt.save);
-    } else {
+        if (!r->foreign)
+            log_info("no checkpoint in %s: starting anew",
+                     r->ckpt.load != NULL ? r->ckpt.load : r->ckpt.save);
+    } else if (!found.weights_only) {
         r->at = state.at;
         optim_set_updates(r->optim, r->at.optimizer_step);
         snprintf(r->run_uuid, sizeof r->run_uuid, "%s",

@@ -187,9 +187,10 @@ struct backend {
     void *state; /* of the implementation */
 };
 
-/* CPU: OpenBLAS + OpenMP; dtype fp32 or fp64. threads = 0: one per core available to this rank.
- * ranks_on_host divides the cores. EXIT_UNAVAILABLE if it cannot be created. */
-int backend_create_cpu(enum dtype dtype, int threads, int ranks_on_host, struct backend **be);
+/* CPU: OpenBLAS + OpenMP; dtype fp32 or fp64. threads = 0: OMP_NUM_THREADS if set, else the cores
+ * this process may use divided by the ranks that share them. EXIT_UNAVAILABLE if it cannot be
+ * created. */
+int backend_create_cpu(enum dtype dtype, int threads, int ranks_sharing, struct backend **be);
 /* Counts FLOPs and does nothing else; any working dtype; pointers are never followed. The planner
  * runs the layers' own code over it. */
 struct backend *backend_create_measuring(enum dtype dtype);

@@ -21,7 +21,9 @@ int comm_init(int *argc, char ***argv);
 void comm_finalize(void);
 int comm_world_rank(void);
 int comm_world_size(void);
-int comm_ranks_on_host(void); /* collective over the world */
+/* Ranks of this host that may run on a core of mine, myself included: all of them where nothing is
+ * bound, one where the launcher gave each its own. Collective over the world. */
+int comm_ranks_on_my_cores(void);
 
 /* Collective over the world. D = W/(T*P) must be exact: EXIT_USAGE names the product and the
  * nearest legal counts. */

@@ -90,7 +90,14 @@ void synchronize_cpu(struct backend *be) {
 
 /* ---- creation ------------------------------------------------------------------------------ */
 
-int backend_create_cpu(enum dtype dtype, int threads, int ranks_on_host, struct backend **be) {
+/* OMP_NUM_THREADS where it is one whole number, else what the cores allow. */
+static int threads_of_environment(int cores) {
+    const char *text = getenv("OMP_NUM_THREADS");
+    int64_t n;
+    return text != NULL && parse_int64(text, &n) && n >= 1 && n <= 4096 ? (int)n : cores;
+}
+
+int backend_create_cpu(enum dtype dtype, int threads, int ranks_sharing, struct backend **be) {
     *be = NULL;
     if (dtype != DTYPE_F32 && dtype != DTYPE_F64)
         return error_raise(EXIT_UNAVAILABLE,
@@ -100,8 +107,8 @@ int backend_create_cpu(enum dtype dtype, int threads, int ranks_on_host, struct 
     if (threads < 0 || threads > 4096)
         return error_raise(EXIT_USAGE,
                            "cpu device: %d threads; allowed are 0 (one per core) to 4096", threads);
-    CHECK(ranks_on_host >= 1, "%d ranks on this host", ranks_on_host);
-    if (threads == 0) threads = cores_available() / ranks_on_host;
+    CHECK(ranks_sharing >= 1, "%d ranks share my cores", ranks_sharing);
+    if (threads == 0) threads = threads_of_environment(cores_available() / ranks_sharing);
     if (threads < 1) threads = 1;
     const struct backend_ops *ops = dtype == DTYPE_F32 ? backend_ops_cpu32() : backend_ops_cpu64();
     backend_check_table(ops);

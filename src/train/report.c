@@ -47,10 +47,14 @@ void report_plan(const struct run *r) {
              STRATA_VERSION, r->stack.family->name, r->stack.n_parameters, r->stack.n_trainable,
              r->stack.n_layers, r->stack.kind_count[0], r->stack.kind_count[1],
              r->stack.kind_count[2], r->be->threads);
+    char split[256];
+    for (int i = 0, at = 0; i < r->layout.pp && at < (int)sizeof split; i++)
+        at += snprintf(split + at, sizeof split - (size_t)at, "%s%lld", i > 0 ? "," : "",
+                       (long long)r->split[i]);
     log_info("%d ranks = tensor %d x pipeline %d x data %d, split_spec = %s, %d micro-batches of "
              "%" PRId64 " samples per data rank and step",
              n, r->layout.tp, r->layout.pp, r->layout.dp,
-             r->layout.pp > 1 ? "as below" : "one stage", r->layout.pipeline.micro_batches,
+             split, r->layout.pipeline.micro_batches,
              c->training.micro_batch_size);
     for (int i = 0; i < n; i++) report_rank(&all[i], i);
     struct dataset_report d;

@@ -136,12 +136,25 @@ static int write_used(struct run *r) {
     return rc;
 }
 
+/* What a checkpoint remembers of the tokenizer. */
+static int hash_tokenizer(struct run *r) {
+    struct data_settings s;
+    struct tokenizer *t;
+    if (r->cfg->data.data_format == FORMAT_MOCK) return 0;
+    train_data_settings(r->cfg, DATA_TRAIN, &s);
+    TRY(tokenizer_open(s.tokenizer_type, s.tokenizer_model, &t));
+    tokenizer_template_sha256(t, s.conversation_template, r->tokenizer_sha256);
+    tokenizer_close(t);
+    return 0;
+}
+
 static int begin_on_grid(struct run *r) {
     struct config *c = r->cfg;
     TRY(agree(r, open_run_dir(r)));
-    TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_host(), &r->be));
+    TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_my_cores(), &r->be));
     TRY(train_open_data(c, DATA_TRAIN, r->grid, &r->data));
     TRY(train_open_data(c, DATA_VALID, r->grid, &r->valid));
+    TRY(agree(r, hash_tokenizer(r)));
     TRY(agree(r, stack_build(c, &r->stack)));
     TRY(agree(r, setup_batches(r)));
     TRY(agree(r, train_split(c, &r->stack, r->largest, &r->split)));

@@ -268,8 +268,9 @@ static void bench_elements(struct bench *b) {
 
 int main(int argc, char **argv) {
     struct bench b = {.processor_time = argc > 2 && !strcmp(argv[2], "cpu")};
-    int threads = argc > 1 ? atoi(argv[1]) : 0;
-    if (backend_create_cpu(DTYPE_F32, threads, 1, &b.be) != 0) error_exit();
+    int64_t threads = 0;
+    if (argc > 1 && !parse_int64(argv[1], &threads)) return EXIT_USAGE;
+    if (backend_create_cpu(DTYPE_F32, (int)threads, 1, &b.be) != 0) error_exit();
     static int32_t index[ROWS];
     for (int i = 0; i < ROWS; i++) index[i] = i % COLS;
     struct dropout drop = {.prob = 0.1, .row = index, .sample = index};

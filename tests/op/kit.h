@@ -81,7 +81,7 @@ struct kit_backend {
     double tolerance; /* against fp64 */
     bool threads;     /* may be created with 1..4 threads, which must not change a bit */
     bool differences; /* precise enough for finite differences */
-    int (*create)(enum dtype dtype, int threads, int ranks_on_host, struct backend **be);
+    int (*create)(enum dtype dtype, int threads, int ranks_sharing, struct backend **be);
 };
 static const struct kit_backend kit_backends[] = {
     {"cpu fp64", DTYPE_F64, 1e-12, true, true, backend_create_cpu},

@@ -280,7 +280,8 @@ static void plan_counts_the_states(void **state) {
         }
 }
 
-static void half_precision_is_refused(void **state) {
+/* Planned with fp32 masters and both moments, but not updated in this version. */
+static void half_precision_is_planned_and_refused(void **state) {
     (void)state;
     struct optim_settings s = case_settings(OPTIM_ADAM);
     struct backend *be = backend_create_measuring(DTYPE_BF16);
@@ -290,6 +291,10 @@ static void half_precision_is_refused(void **state) {
     case_declare(&c, 0, 1, 1, 0);
     case_plan(&c, &s);
     arena_init_measuring(&arena, "plan");
+    assert_int_equal(optim_layout(c.optim, be, &arena), 0);
+    assert_true(arena.peak >= 12 * (size_t)c.set.grad_elements);
+    _Alignas(ARENA_ALIGN) char memory[64];
+    arena_init(&arena, "life", memory, sizeof memory);
     assert_int_equal(optim_layout(c.optim, be, &arena), EXIT_UNAVAILABLE);
     assert_non_null(strstr(error_text(), "bf16"));
     error_clear();
@@ -310,7 +315,7 @@ int main(void) {
         cmocka_unit_test(pieces_are_the_trainable_elements),
         cmocka_unit_test(a_frozen_stage_has_nothing_to_do),
         cmocka_unit_test(plan_counts_the_states),
-        cmocka_unit_test(half_precision_is_refused),
+        cmocka_unit_test(half_precision_is_planned_and_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

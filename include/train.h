@@ -24,6 +24,15 @@ int train_prepare_data(struct config *cfg, enum data_part part, bool force);
 /* The tokenizer may set the vocabulary, and must fit it. */
 int train_resolve_vocabulary(struct config *cfg);
 
+/* Without MPI: writes the checkpoint `where` anew under the folder `save` for another layout of the
+ * model in its own job file, and says so on `to`. split_spec NULL: chosen as `auto` does. */
+struct train_reshard {
+    const char *where, *save, *split_spec;
+    int64_t tp, pp, dp;
+    bool sharded; /* optimizer states as with use_distributed_optimizer */
+};
+int train_reshard(const struct train_reshard *request, FILE *to);
+
 /* ---- the plan of a job, without MPI (config_check_world was called) ------------------------------- */
 /* The largest micro-batch of the run, evaluations included, each count on its own, from the indices
  * of the data sets; data NULL: plan_microbatch_worst; valid NULL: none. Free with

@@ -124,8 +124,9 @@ char *manifest_text(const struct ckpt_manifest *m, size_t *bytes); /* free() it 
 int manifest_parse(const char *path, const char *text, size_t bytes, struct ckpt_manifest **m);
 /* Boxes of each tensor lie inside it, do not overlap, and their volumes sum to it. */
 int manifest_check_coverage(const struct ckpt_manifest *m, const char *path);
-bool ckpt_name_legal(const char *file_name);   /* one path component, no leading dot */
-bool ckpt_tensor_name_legal(const char *name); /* [a-z0-9_.] components */
+bool ckpt_name_legal(const char *file_name);                /* one path component, no leading dot */
+bool ckpt_tensor_name_legal(const char *name);              /* [a-z0-9_.] components */
+bool ckpt_name_listed(const char *names, const char *name); /* one of the comma-separated ones */
 
 /* ---- reading back and verifying ---------------------------------------------------------------- */
 /* One sequential read of one file: its size, CRC32C (SHA-256 if recorded), and the CRC of every
@@ -171,6 +172,10 @@ bool ckpt_is_refused(const char *dir);
 /* .trash-* and .tmp-* of earlier runs; a .tmp- with a verifying manifest is committed. */
 int ckpt_recover(const char *save);
 int ckpt_retain(const struct ckpt_settings *s, int64_t newest);
+/* What it would remove, newest first; read: every byte of those that must stand is verified. */
+int ckpt_retain_list(const struct ckpt_settings *s, int64_t newest, bool read,
+                     struct name_list *out);
+int ckpt_discard(const char *save, const char *name); /* by a rename to .trash- first */
 int ckpt_commit_folder(const char *save, const char *tmp, int64_t step); /* steps 11, 12 */
 
 /* Fencing: the lock is still ours (NULL: none was taken). EXIT_NO_PERMISSION. */

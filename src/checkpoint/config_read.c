@@ -45,8 +45,7 @@ static int read_config(const struct ckpt_settings *settings, const struct ckpt_f
     return rc;
 }
 
-/* Is `name` one of the comma-separated names? */
-static bool listed(const char *names, const char *name) {
+bool ckpt_name_listed(const char *names, const char *name) {
     size_t n = strlen(name);
     for (const char *at = names; *at; at += strcspn(at, ","), at += *at == ',')
         if (strcspn(at, ",") == n && memcmp(at, name, n) == 0) return true;
@@ -78,7 +77,7 @@ int ckpt_config(const struct ckpt_settings *settings, const struct ckpt_found *f
     for (char *name = all; name < end;) {
         char *value = name + strlen(name) + 1, *dot = strchr(name, '.');
         if (dot) {
-            bool is_default = listed(defaulted, name);
+            bool is_default = ckpt_name_listed(defaulted, name);
             *dot = 0;
             each(arg, name, dot + 1, value, is_default);
         }

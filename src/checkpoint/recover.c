@@ -12,7 +12,7 @@ static char *trash_name(const char *save, const char *name) {
 }
 
 /* First out of sight by one rename, then removed file by file. */
-static int discard(const char *save, const char *name) {
+int ckpt_discard(const char *save, const char *name) {
     char *trash = trash_name(save, name), *path = xasprintf("%s/%s", save, name);
     fault_point("discard.before");
     int rc = folder_remove(trash);
@@ -65,7 +65,7 @@ static int recover_temporary(const char *save, const char *name) {
     if (rc) {
         error_clear();
         log_warn("%s was not finished when its job died: removed", path);
-        rc = discard(save, name);
+        rc = ckpt_discard(save, name);
     } else {
         log_warn("%s was complete but for its name: now iter_%07lld", path, (long long)m->step);
         rc = ckpt_commit_folder(save, path, m->step);
@@ -98,12 +98,13 @@ int ckpt_recover(const char *save) {
 }
 
 /* ---- retention ----------------------------------------------------------------------------------------- */
-/* Its manifest and the sizes of its files are right; the bytes were verified when it was written. */
-static bool stands(const char *save, const char *name) {
+/* Its manifest and the sizes of its files are right; the bytes were verified when it was written, and
+ * are now if `read` says so. */
+static bool stands(const char *save, const char *name, bool read) {
     char *path = xasprintf("%s/%s", save, name);
     struct ckpt_manifest *m = NULL;
     bool fine = !ckpt_is_refused(path) && ckpt_read_manifest(path, &m) == 0 &&
-                ckpt_check_files(path, m) == 0;
+                ckpt_check_files(path, m) == 0 && (!read || ckpt_verify_folder(path) == 0);
     error_clear();
     manifest_free(m);
     free(path);
@@ -115,19 +116,21 @@ static int compare_steps(const void *a, const void *b) {
     return x > y ? -1 : x < y;
 }
 
-int ckpt_retain(const struct ckpt_settings *s, int64_t newest) {
+int ckpt_retain_list(const struct ckpt_settings *s, int64_t newest, bool read,
+                     struct name_list *out) {
     struct name_list list;
+    *out = (struct name_list){0};
     if (s->most_recent_k < 2) return 0;
     TRY(folder_list(s->save, &list));
     if (list.n > 0) qsort(list.name, (size_t)list.n, sizeof *list.name, compare_steps);
+    out->name = xcalloc((size_t)list.n + 1, sizeof *out->name);
     fault_point("retain.before");
-    int rc = 0;
     int64_t standing = 0;
-    for (int64_t i = 0; !rc && i < list.n; i++) {
+    for (int64_t i = 0; i < list.n; i++) {
         int64_t step = ckpt_folder_step(list.name[i]), every = s->save_retain_interval;
         if (step < 0 || step > newest) continue;
         if (standing < s->most_recent_k) {
-            standing += stands(s->save, list.name[i]);
+            standing += stands(s->save, list.name[i], read);
             fault_point("retain.stands");
             continue;
         }
@@ -135,8 +138,19 @@ int ckpt_retain(const struct ckpt_settings *s, int64_t newest) {
         char *path = xasprintf("%s/%s", s->save, list.name[i]);
         bool refused = ckpt_is_refused(path); /* kept for whoever wants to know why */
         free(path);
+        if (!refused) out->name[out->n++] = xstrdup(list.name[i]);
+    }
+    name_list_free(&list);
+    return 0;
+}
+
+int ckpt_retain(const struct ckpt_settings *s, int64_t newest) {
+    struct name_list list;
+    TRY(ckpt_retain_list(s, newest, false, &list));
+    int rc = 0;
+    for (int64_t i = 0; !rc && i < list.n; i++) {
         fault_point("retain.in");
-        if (!refused) rc = discard(s->save, list.name[i]);
+        rc = ckpt_discard(s->save, list.name[i]);
     }
     fault_point("retain.after");
     name_list_free(&list);

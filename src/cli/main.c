@@ -18,6 +18,8 @@ static const struct command commands[] = {
     {"import", cli_import,
      "SRC DST [--dry-run ...]   weights of Hugging Face folders -> a checkpoint"},
     {"export", cli_export, "CHECKPOINT DST [--dtype ...]   a checkpoint -> a Hugging Face folder"},
+    {"checkpoint", cli_checkpoint,
+     "ls | show | verify | diff | reshard | prune   look at checkpoints, write them anew"},
     {"keys", cli_keys, "[--template | --markdown]   every key of the job file"},
     {"version", cli_version, "what this binary is made of"},
 };
@@ -25,7 +27,7 @@ static const struct command commands[] = {
 static int usage(FILE *to) {
     fprintf(to, "usage: strata COMMAND ...\n\n");
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].help);
+        fprintf(to, "  %-10s %s\n", commands[i].name, commands[i].help);
     return to == stdout ? EXIT_OK : EXIT_USAGE;
 }
 

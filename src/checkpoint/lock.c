@@ -15,8 +15,9 @@ struct holder {
     int64_t restart, pid, pid_start;
 };
 
-/* Start of a process in clock ticks since boot: field 22 of its stat; -1 if there is none. Together
- * with the boot's id it tells a process from a later one with the same number. */
+/* Start of a process in clock ticks since boot: field 22 of its stat; -1 if there is none, or only
+ * its body, which nobody has buried yet (state Z or X). Together with the boot's id it tells a process
+ * from a later one with the same number. */
 static int64_t process_start(int64_t pid) {
     char path[64], *text = NULL;
     size_t bytes;
@@ -27,6 +28,7 @@ static int64_t process_start(int64_t pid) {
         return -1;
     }
     char *field = strrchr(text, ')'); /* field 2 may hold anything */
+    if (field && (strncmp(field, ") Z", 3) == 0 || strncmp(field, ") X", 3) == 0)) field = NULL;
     for (int i = 2; field && i < 22; i++) field = strchr(field + 1, ' ');
     if (field) {
         char *end = strchr(field + 1, ' ');

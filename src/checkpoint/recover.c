@@ -2,6 +2,7 @@
  * them may itself be interrupted and is then simply done again. Rank 0 only. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "ckpt_impl.h"
@@ -76,6 +77,22 @@ static int recover_temporary(const char *save, const char *name) {
     return rc;
 }
 
+/* Files that a crash left half-written beside the checkpoints: NAME.tmp.PID of file_write_atomic. Those
+ * of a lock may belong to a run that is knocking just now, so they must be a minute older than it. */
+static bool left_over(const char *save, const char *name) {
+    const char *tmp = strstr(name, ".tmp.");
+    bool ours =
+        strncmp(name, CKPT_LATEST, strlen(CKPT_LATEST)) == 0 || strncmp(name, "iter_", 5) == 0;
+    if (tmp && ours) return tmp[5] && strspn(tmp + 5, "0123456789") == strlen(tmp + 5);
+    if (strncmp(name, "run.lock.", 9) != 0) return false;
+    char *lock = xasprintf("%s/run.lock", save), *path = xasprintf("%s/%s", save, name);
+    struct stat a, b;
+    bool old = stat(lock, &a) == 0 && lstat(path, &b) == 0 && b.st_mtime < a.st_mtime - 60;
+    free(lock);
+    free(path);
+    return old;
+}
+
 int ckpt_recover(const char *save) {
     struct name_list list;
     int rc = 0;
@@ -88,6 +105,8 @@ int ckpt_recover(const char *save) {
         fault_point("recover.in");
         if (strncmp(name, ".trash-", 7) == 0)
             rc = folder_remove(path);
+        else if (left_over(save, name))
+            unlink(path);
         else if (strncmp(name, "iter_", 5) == 0 && strstr(name, ".tmp-") && folder_exists(path))
             rc = recover_temporary(save, name);
         free(path);

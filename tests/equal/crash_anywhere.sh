@@ -17,7 +17,7 @@ BUILD=${BUILD:-build}
 case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD ;; esac
 strata=$BUILD/faults/strata
 tmp=${TEST_TMP:-$(mktemp -d)}
-ranks=4 steps=3 workers=${CRASH_WORKERS:-2} patience=60
+ranks=4 steps=4 workers=${CRASH_WORKERS:-2} patience=${CRASH_PATIENCE:-60}
 [ "${SANITIZE:-0}" = 1 ] && patience=300
 [ "${STRATA_LONG:-0}" = 1 ] && wanted=all || wanted=14
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -64,9 +64,9 @@ prepare() {
     train "$dir" "FAULT=finish.told:all:1:kill" && return 1 # leaves its lock behind
     cp -r "$dir/run" "$dir/save" "$dir/bad"
     mkdir "$bad/.trash-iter_0000001" "$bad/iter_0000009.tmp-7-0"
-    cp -r "$bad/iter_0000002" "$bad/iter_0000001.tmp-6-0"
-    rm "$bad/iter_0000001.tmp-6-0/manifest.json"
-    mv "$bad/iter_0000002" "$bad/iter_0000002.tmp-8-0"
+    cp -r "$bad/iter_0000003" "$bad/iter_0000003.tmp-6-0"
+    rm "$bad/iter_0000003.tmp-6-0/manifest.json"
+    mv "$bad/iter_0000003" "$bad/iter_0000003.tmp-8-0"
     shard=$(ls "$bad"/iter_000000$steps/*shard-00002*.h5)
     cp "$shard" "$bad/.trash-iter_0000001/old.h5"
     cp "$shard" "$bad/iter_0000009.tmp-7-0/new.h5"

@@ -98,6 +98,7 @@ struct ckpt_state {
     int64_t n_code, n_provenance;
     const struct ckpt_row *history;
     int64_t n_history;
+    int64_t *saved_bytes; /* NULL, or where a save adds the bytes of its files (rank 0: of all) */
 };
 
 /* Collective over the world, before ckpt_find. A lock of a run that is surely gone (same job started
@@ -112,6 +113,25 @@ void ckpt_unlock(struct ckpt_lock *lock);
  * the same code on every rank with the failing rank's sentence recorded (EXIT_IO, EXIT_CANT_CREATE,
  * EXIT_NO_PERMISSION): the caller may print it, error_clear() and go on training. */
 int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state);
+
+/* ---- the same while training goes on -----------------------------------------------------------
+ * ckpt_save_begin agrees on the save, copies this rank's part into `host` and starts a thread that
+ * writes it, verifies it and makes no MPI call. The state may change from then on; what its texts,
+ * keys, history rows, set and backend point to must stay until the save is over, and so must
+ * `settings` and `host`. settings->hdf5_lock must be set where any other thread calls HDF5.
+ * The caller asks ckpt_save_busy at each step and agrees on it over the world (MAX). As soon as no
+ * rank is busy all ranks call ckpt_save_next: the vote, then the commit in a thread of rank 0, then
+ * the end. One save at a time. */
+struct ckpt_pending;
+/* Host bytes of the copy on this rank: from the write plan, so the same for a measuring grid. */
+size_t ckpt_snapshot_bytes(const struct ckpt_state *state, bool moments);
+/* Collective over the world. On failure (as ckpt_save) *pending is NULL. */
+int ckpt_save_begin(const struct ckpt_settings *settings, const struct ckpt_state *state,
+                    char *host, size_t host_bytes, struct ckpt_pending **pending);
+bool ckpt_save_busy(const struct ckpt_pending *pending);
+/* Collective over the world, where no rank is busy. Over, with the code of the save, when *pending
+ * is NULL; failures are as those of ckpt_save. */
+int ckpt_save_next(struct ckpt_pending **pending);
 
 struct ckpt_manifest;
 struct ckpt_found {

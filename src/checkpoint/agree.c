@@ -17,11 +17,10 @@ char *ckpt_share(const struct group *world, const void *mine, size_t mine_bytes,
     return copy;
 }
 
-/* The sentences of `root`, line by line, in the trace of a rank that has none. */
-static void record_lines(int code, int root, char *text) {
+void ckpt_record_lines(int code, const char *who, char *text) {
     char *next = text;
     for (char *line; (line = strsep(&next, "\n"));)
-        if (*line) error_raise(code, "rank %d: %s", root, line);
+        if (*line) error_raise(code, "%s%s", who, line);
 }
 
 int ckpt_agree(const struct group *world, int rc) {
@@ -31,8 +30,10 @@ int ckpt_agree(const struct group *world, int rc) {
     if (v[0] == 0) return 0;
     int root = (int)(group_size(world) - v[1]);
     size_t bytes;
+    char who[32];
     char *text = ckpt_share(world, error_text(), strlen(error_text()), root, &bytes);
-    if (!rc) record_lines((int)v[0], root, text);
+    snprintf(who, sizeof who, "rank %d: ", root);
+    if (!rc) ckpt_record_lines((int)v[0], who, text);
     free(text);
     return (int)v[0];
 }

@@ -200,6 +200,8 @@ int ckpt_finish_folder(const struct ckpt_settings *set, const char *dir, struct 
 /* Collective: the largest code of all ranks; a rank without an error of its own records the
  * sentence of the lowest failing rank. */
 int ckpt_agree(const struct group *world, int rc);
+/* Sentences told elsewhere, line by line into the trace, `who` in front of each. Cuts the text up. */
+void ckpt_record_lines(int code, const char *who, char *text);
 /* Collective: the bytes of `root` on every rank (allocated, NUL added). */
 char *ckpt_share(const struct group *world, const void *mine, size_t mine_bytes, int root,
                  size_t *bytes);

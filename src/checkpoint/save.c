@@ -7,18 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "h5_impl.h"
 #include "fault.h"
-
-struct save {
-    const struct ckpt_settings *set;
-    const struct ckpt_state *st;
-    const struct group *world;
-    struct ckpt_manifest *m; /* this writer's share; on rank 0 all in the end */
-    struct shard_identity id;
-    struct part_list part;
-    char *tmp, *shard_path;
-};
+#include "save_impl.h"
 
 /* ---- step 2: room, a new folder ---------------------------------------------------------------------- */
 static int make_folder(const struct save *s, int64_t bytes, const char *folder) {
@@ -71,13 +61,32 @@ static bool *owned_by_earlier_stage(const struct ckpt_state *st) {
     return elsewhere;
 }
 
-static int begin(struct save *s) {
+static struct plan_layout layout_of(const struct grid *grid) {
+    const struct group *tp = grid_group(grid, GROUP_TP), *dp = grid_group(grid, GROUP_DP);
+    return (struct plan_layout){.tp = group_size(tp),
+                                .dp = group_size(dp),
+                                .tp_rank = group_rank(tp),
+                                .dp_rank = group_rank(dp)};
+}
+
+static int64_t bytes_of_parts(const struct part_list *list) {
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < list->n; i++) bytes += part_bytes(&list->part[i]);
+    return bytes;
+}
+
+size_t ckpt_snapshot_bytes(const struct ckpt_state *state, bool moments) {
+    struct plan_layout layout = layout_of(state->grid);
+    struct part_list list = {0};
+    parts_to_write(state, &layout, NULL, moments, &list);
+    size_t bytes = (size_t)bytes_of_parts(&list);
+    part_list_free(&list);
+    return bytes;
+}
+
+static int prepare(struct save *s) {
     const struct ckpt_state *st = s->st;
-    const struct group *tp = grid_group(st->grid, GROUP_TP), *dp = grid_group(st->grid, GROUP_DP);
-    struct plan_layout layout = {.tp = group_size(tp),
-                                 .dp = group_size(dp),
-                                 .tp_rank = group_rank(tp),
-                                 .dp_rank = group_rank(dp)};
+    struct plan_layout layout = layout_of(st->grid);
     fault_point("save.plan.before");
     bool *elsewhere = owned_by_earlier_stage(st);
     fault_point("save.plan.in");
@@ -90,8 +99,8 @@ static int begin(struct save *s) {
     s->m->pp = group_size(grid_group(st->grid, GROUP_PP));
     s->m->writers = group_size(s->world);
     s->m->split_spec = xstrdup(st->split_spec ? st->split_spec : "");
-    int64_t bytes = (1 << 20) + 65536; /* alignment and what describes the run */
-    for (int64_t i = 0; i < s->part.n; i++) bytes += part_bytes(&s->part.part[i]) + 4096;
+    /* and alignment, what describes the run, and each tensor */
+    int64_t bytes = bytes_of_parts(&s->part) + (1 << 20) + 65536 + 4096 * s->part.n;
     int64_t shard_bytes = bytes;
     comm_allreduce_i64(s->world, &bytes, 1, REDUCE_SUM);
     struct ckpt_names names;
@@ -104,36 +113,76 @@ static int begin(struct save *s) {
     return group_rank(s->world) == 0 ? make_folder(s, bytes, s->tmp) : 0;
 }
 
-/* ---- steps 3 to 8: one writer -------------------------------------------------------------------------- */
-static int take_host_copy(const struct save *s, const struct part *p, void *host) {
-    const struct ckpt_state *st = s->st;
-    if (st->fetch) {
-        int64_t n = param_global_count(&st->set->param[p->param]);
-        CHECK(s->m->writers == 1 && box_volume(&p->box) == n && p->dtype == DTYPE_F32,
-              "fetched weights are whole tensors of fp32 on one rank");
-        return st->fetch(st->fetch_arg, p->param, 0, n, host);
-    }
-    part_download(p, &p->box, st->be, host);
-    st->be->ops->synchronize(st->be);
-    return 0;
+int save_begin(struct save *s, const struct ckpt_settings *settings,
+               const struct ckpt_state *state) {
+    *s = (struct save){.set = settings, .st = state, .world = grid_group(state->grid, GROUP_WORLD)};
+    fault_point("save.folder.before");
+    int rc = ckpt_agree(s->world, prepare(s));
+    fault_point("save.folder.after");
+    return rc;
 }
 
-/* The host copy is taken, its checksums computed, and only then is HDF5 called. */
-static int write_part(struct save *s, struct shard *shard, const struct part *p) {
+/* ---- steps 3 to 8: one writer -------------------------------------------------------------------------- */
+static int fetch_part(const struct save *s, const struct part *p, void *host) {
+    const struct ckpt_state *st = s->st;
+    int64_t n = param_global_count(&st->set->param[p->param]);
+    CHECK(s->m->writers == 1 && box_volume(&p->box) == n && p->dtype == DTYPE_F32,
+          "fetched weights are whole tensors of fp32 on one rank");
+    return st->fetch(st->fetch_arg, p->param, 0, n, host);
+}
+
+static int copy_part(const struct save *s, const struct part *p, char *host) {
+    int rc = 0;
+    fault_point("save.copy.before");
+    if (s->st->fetch)
+        rc = fetch_part(s, p, host);
+    else
+        part_download(p, &p->box, s->st->be, host);
+    fault_point("save.copy.in");
+    return rc;
+}
+
+void save_snapshot(struct save *s, char *host, size_t host_bytes) {
+    CHECK(!s->st->fetch, "weights that are fetched need no copy");
+    CHECK((size_t)bytes_of_parts(&s->part) <= host_bytes,
+          "%zu bytes planned for the copy, not %lld", host_bytes,
+          (long long)bytes_of_parts(&s->part));
+    s->copy = host;
+    for (int64_t i = 0; i < s->part.n; i++) {
+        copy_part(s, &s->part.part[i], host);
+        host += part_bytes(&s->part.part[i]);
+    }
+    s->st->be->ops->synchronize(s->st->be);
+}
+
+/* The checksums are those of the host copy, computed before HDF5 is called. */
+static int write_part(struct save *s, struct shard *shard, const struct part *p, const char *host) {
     const struct param *param = &s->st->set->param[p->param];
     struct ckpt_tensor *t;
     struct ckpt_block *b = manifest_add_part(s->m, param, p, &t);
-    char *host = xmalloc((size_t)b->bytes);
-    fault_point("save.copy.before");
-    int rc = take_host_copy(s, p, host);
-    fault_point("save.copy.in");
-    for (int64_t k = 0; !rc && k < b->n_crc; k++) {
+    for (int64_t k = 0; k < b->n_crc; k++) {
         int64_t at = k * CKPT_CRC_BLOCK, left = b->bytes - at;
         b->crc[k] = crc32c(0, host + at, (size_t)(left < CKPT_CRC_BLOCK ? left : CKPT_CRC_BLOCK));
     }
     fault_point("save.copy.after");
-    if (!rc) rc = shard_write_block(shard, param, t, b, host);
-    free(host);
+    return shard_write_block(shard, param, t, b, host);
+}
+
+/* From the copy, or part by part from the device. */
+static int write_parts(struct save *s, struct shard *shard) {
+    const char *copied = s->copy;
+    int rc = 0;
+    for (int64_t i = 0; !rc && i < s->part.n; i++) {
+        const struct part *p = &s->part.part[i];
+        char *host = copied == NULL ? xmalloc((size_t)part_bytes(p)) : NULL;
+        if (host != NULL) {
+            rc = copy_part(s, p, host);
+            s->st->be->ops->synchronize(s->st->be);
+        }
+        if (!rc) rc = write_part(s, shard, p, host != NULL ? host : copied);
+        if (copied != NULL) copied += part_bytes(p);
+        free(host);
+    }
     return rc;
 }
 
@@ -141,17 +190,25 @@ static int write_shard(struct save *s) {
     char name[CKPT_NAME_MAX + 1];
     struct shard shard;
     ckpt_shard_name(name, sizeof name, s->m->step, s->id.index, s->m->writers);
-    s->shard_path = xasprintf("%s/%s", s->tmp, name);
+    char *path = xasprintf("%s/%s", s->tmp, name);
     manifest_add_file(s->m, name);
     h5_begin(s->set);
     fault_point("save.write.before");
-    int rc = shard_create(&shard, s->shard_path, &s->id, s->set);
+    int rc = shard_create(&shard, path, &s->id, s->set);
     if (!rc) rc = shard_write_common(&shard, &s->id, s->set, s->st);
-    for (int64_t i = 0; !rc && i < s->part.n; i++) rc = write_part(s, &shard, &s->part.part[i]);
+    if (!rc) rc = write_parts(s, &shard);
     fault_point("save.write.after");
     rc = shard_close(rc, &shard);
     h5_end(s->set);
+    free(path);
     return rc;
+}
+
+int save_write(struct save *s) {
+    int rc = write_shard(s);
+    if (!rc) rc = ckpt_verify_shard(s->set, s->tmp, s->m, s->id.index);
+    fault_point("save.dirsync.before");
+    return rc ? rc : folder_sync(s->tmp);
 }
 
 /* ---- steps 9 to 13 ------------------------------------------------------------------------------------------ */
@@ -177,7 +234,16 @@ static int collect_shares(struct save *s) {
     return rc;
 }
 
-static int commit(struct save *s) {
+int save_vote(struct save *s, int rc) {
+    fault_point("save.vote.before");
+    rc = ckpt_agree(s->world, rc);
+    fault_point("save.vote.after");
+    if (!rc) rc = ckpt_agree(s->world, collect_shares(s));
+    fault_point("save.commit.before");
+    return rc;
+}
+
+int save_commit(struct save *s) {
     TRY(ckpt_finish_folder(s->set, s->tmp, s->m));
     fault_point("save.manifest.after");
     int rc = ckpt_lock_check(s->set->lock);
@@ -188,36 +254,25 @@ static int commit(struct save *s) {
     return 0;
 }
 
-static void end(struct save *s, int rc) {
+int save_end(struct save *s, int rc) {
+    rc = ckpt_agree(s->world, rc);
+    fault_point("save.commit.after");
     if (rc && s->tmp && group_rank(s->world) == 0 && folder_remove(s->tmp) != 0)
         error_note(rc, "and it remains where it is until the next start");
     if (!rc && s->st->run_uuid) memcpy(s->st->run_uuid, s->m->run_uuid, 37);
     if (!rc && s->st->parent_uuid) memcpy(s->st->parent_uuid, s->m->uuid, 37);
+    for (int64_t i = 0; !rc && s->st->saved_bytes && i < s->m->n_files; i++)
+        *s->st->saved_bytes += s->m->file[i].bytes;
     part_list_free(&s->part);
     manifest_free(s->m);
     free(s->tmp);
-    free(s->shard_path);
+    return rc;
 }
 
 int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state) {
-    struct save s = {.set = settings, .st = state};
-    s.world = grid_group(state->grid, GROUP_WORLD);
-    fault_point("save.folder.before");
-    int rc = ckpt_agree(s.world, begin(&s));
-    fault_point("save.folder.after");
-    if (!rc) {
-        rc = write_shard(&s);
-        if (!rc) rc = ckpt_verify_shard(s.set, s.tmp, s.m, s.id.index);
-        fault_point("save.dirsync.before");
-        if (!rc) rc = folder_sync(s.tmp);
-        fault_point("save.vote.before");
-        rc = ckpt_agree(s.world, rc);
-        fault_point("save.vote.after");
-    }
-    if (!rc) rc = ckpt_agree(s.world, collect_shares(&s));
-    fault_point("save.commit.before");
-    if (!rc) rc = ckpt_agree(s.world, group_rank(s.world) == 0 ? commit(&s) : 0);
-    fault_point("save.commit.after");
-    end(&s, rc);
-    return rc;
+    struct save s;
+    int rc = save_begin(&s, settings, state);
+    if (!rc) rc = save_vote(&s, save_write(&s));
+    if (!rc && group_rank(s.world) == 0) rc = save_commit(&s);
+    return save_end(&s, rc);
 }

@@ -1,0 +1,33 @@
+/* checkpoint, private: a save in phases, so that they may follow each other on one thread or be
+ * spread over steps. Numbers are the steps of doc/checkpoint.md. */
+#ifndef STRATA_CKPT_SAVE_IMPL_H
+#define STRATA_CKPT_SAVE_IMPL_H
+
+#include "h5_impl.h"
+
+struct save {
+    const struct ckpt_settings *set;
+    const struct ckpt_state *st;
+    const struct group *world;
+    struct ckpt_manifest *m; /* this writer's share; on rank 0 all in the end */
+    struct shard_identity id;
+    struct part_list part;
+    char *tmp;
+    const char *copy; /* host copy of all parts, one after the other; NULL: taken while writing */
+};
+/* 1, 2, collective: what goes where, the new folder. save_end is due in any case. */
+int save_begin(struct save *s, const struct ckpt_settings *settings,
+               const struct ckpt_state *state);
+/* 3: the copy, into a buffer of ckpt_snapshot_bytes. */
+void save_snapshot(struct save *s, char *host, size_t host_bytes);
+/* 4 to 8: this rank's shard. Does not communicate. */
+int save_write(struct save *s);
+/* 9, collective: the vote on rc, the codes of save_write; rank 0 then has the whole manifest. */
+int save_vote(struct save *s, int rc);
+/* 10 to 13: rank 0, which does not communicate. */
+int save_commit(struct save *s);
+/* Collective: agrees on rc, a code of save_commit or one already agreed on, and returns it. Without
+ * success the folder goes. */
+int save_end(struct save *s, int rc);
+
+#endif

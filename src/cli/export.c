@@ -332,8 +332,7 @@ static int write_all(struct export *x) {
 }
 
 static int export_found(struct export *x) {
-    struct grid *grid = NULL;
-    TRY(grid_create(1, 1, false, 10.0, &grid));
+    struct grid *grid = grid_create_measuring(1, 1, 1, false, 0, 0, 0); /* one rank, no MPI */
     x->settings = (struct ckpt_settings){.load = x->o.from,
                                          .resume = CKPT_RESUME_MUST,
                                          .finetune = true,
@@ -363,12 +362,8 @@ static void export_free(struct export *x) {
 
 int cli_export(int argc, char **argv) {
     struct export x = {0};
-    int mpi_argc = 0;
     TRY(take_arguments(&x.o, argc, argv));
-    TRY(comm_init(&mpi_argc, NULL));
-    if (comm_world_size() > 1) error_fatal(EXIT_USAGE, "strata export is one process: no mpirun");
     int rc = export_found(&x);
     export_free(&x);
-    comm_finalize();
     return rc;
 }

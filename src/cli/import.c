@@ -290,11 +290,10 @@ static void add_key(void *arg, const char *section, const char *key, const char 
 
 static int save(struct import *m) {
     struct key_list keys = {0};
-    struct grid *grid = NULL;
     struct backend *be = NULL;
     char run_uuid[37] = "", split[16];
-    TRY(grid_create(1, 1, false, 10.0, &grid));
     TRY(backend_create_cpu(DTYPE_F32, 1, 1, &be));
+    struct grid *grid = grid_create_measuring(1, 1, 1, false, 0, 0, 0); /* one rank, no MPI */
     config_each(m->model.cfg, add_key, &keys);
     snprintf(split, sizeof split, "%d", m->model.stack.n_layers);
     struct ckpt_settings settings = {
@@ -337,16 +336,12 @@ static int copy_companions(const struct import *m) {
 }
 
 static int write_all(struct import *m) {
-    int mpi_argc = 0;
-    char *path = xasprintf("%s/job.ini", m->to);
     if (m->fresh) TRY(make_projector(m));
-    TRY(comm_init(&mpi_argc, NULL));
-    if (comm_world_size() > 1) error_fatal(EXIT_USAGE, "strata import is one process: no mpirun");
+    char *path = xasprintf("%s/job.ini", m->to);
     int rc = save(m);
     if (!rc) rc = copy_companions(m);
     if (!rc) rc = file_write_atomic(path, m->job, strlen(m->job));
     if (!rc) printf("written: %s/iter_0000000 and %s\n", m->to, path);
-    comm_finalize();
     free(path);
     return rc;
 }

@@ -105,7 +105,9 @@ static void require(struct reader *r, const char *key, const char *found, const 
 /* The fewest digits that read back as the same number. */
 static void set_real(struct hf_keys *k, const char *section, const char *key, double v) {
     char value[40];
-    for (int digits = 1; digits <= 17; digits++) {
+    bool whole = v >= 1.0 && v < 1e15 && !(v > floor(v));
+    if (whole) snprintf(value, sizeof value, "%.0f", v);
+    for (int digits = 1; digits <= 17 && !whole; digits++) {
         snprintf(value, sizeof value, "%.*g", digits, v);
         double back;
         if (parse_real(value, &back) && !(back < v) && !(back > v)) break;

@@ -79,3 +79,58 @@ int resume_accept(void *run, const struct ckpt_found *found) {
     free_stored(&stored);
     return rc;
 }
+
+/* ---- weights alone: only what the weights mean must be the same ------------------------------------- */
+static bool of_the_model(const char *section, const char *key) {
+    static const char *const free_key[] = {"freeze_ViT",
+                                           "freeze_LM",
+                                           "freeze_vision_projection",
+                                           "hidden_dropout",
+                                           "init_method_std",
+                                           "attention_dropout",
+                                           "projector_init",
+                                           "decoder_seq_length",
+                                           "allow_missing_vision_projection_checkpoint",
+                                           "max_position_embeddings",
+                                           "dataloader_seq_length"};
+    if (strcmp(section, "vision") != 0 && strcmp(section, "projector") != 0 &&
+        strcmp(section, "language") != 0)
+        return false;
+    for (size_t i = 0; i < sizeof free_key / sizeof *free_key; i++)
+        if (strcmp(key, free_key[i]) == 0) return false;
+    return true;
+}
+
+struct same_model {
+    const struct ckpt_found *found;
+    struct stored_list stored; /* of the job: section, key, value */
+    int rc;
+};
+
+static void compare_stored(void *arg, const char *section, const char *key, const char *value,
+                           bool defaulted) {
+    struct same_model *s = arg;
+    (void)defaulted;
+    if (!of_the_model(section, key)) return;
+    for (int64_t i = 0; i < s->stored.n; i++) {
+        const struct config_stored *mine = &s->stored.key[i];
+        if (strcmp(mine->section, section) != 0 || strcmp(mine->key, key) != 0 ||
+            strcmp(mine->value, value) == 0)
+            continue;
+        s->rc = error_raise(EXIT_RESUME, "[%s] %s = %s, but the weights of %s were trained with %s",
+                            section, key, mine->value, s->found->dir, value);
+    }
+}
+
+static void add_present(void *arg, const char *section, const char *key, const char *value,
+                        bool defaulted) {
+    add_stored(arg, section, key, value != NULL ? value : "", defaulted);
+}
+
+int resume_same_model(const struct run *r, const struct ckpt_found *found) {
+    struct same_model s = {.found = found};
+    config_each(r->cfg, add_present, &s.stored);
+    int rc = ckpt_config(&r->ckpt, found, r->grid, compare_stored, &s);
+    free_stored(&s.stored);
+    return rc != 0 ? rc : s.rc;
+}

@@ -83,6 +83,8 @@ int save_resume(struct run *r);     /* finds and loads, or starts anew */
 
 /* resume.c: the job file of the checkpoint against the present one; ckpt_settings.accept. */
 int resume_accept(void *run, const struct ckpt_found *found);
+/* Collective over the world: weights taken alone mean the same under both jobs. */
+int resume_same_model(const struct run *r, const struct ckpt_found *found);
 
 /* pretrained.c: a start from safetensors */
 bool pretrained_is_foreign(const struct config *c);

@@ -164,6 +164,7 @@ int save_resume(struct run *r) {
     fault_point("resume.described");
     int rc = ckpt_resume(&r->ckpt, &state, &found);
     fault_point("resume.loaded");
+    if (rc == 0 && found.weights_only) rc = resume_same_model(r, &found);
     if (rc == 0 && !found.any && r->foreign) rc = pretrained_load(r, &state);
     free_keys(&keys);
     TRY(rc);

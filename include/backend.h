@@ -33,6 +33,9 @@ struct attention {
     bool causal;
     int64_t window;
     int64_t n_segments, max_segment;
+    /* Forward only, with one segment: k and v begin so many rows in front of the first query, which
+     * is row `past` of its segment. */
+    int64_t past;
     const int32_t *cu; /* device, [n_segments+1] */
     double pairs;      /* visible (query, key) pairs of all segments, for counting FLOPs */
     /* dropout of probabilities; prob 0 = off */
@@ -107,7 +110,7 @@ struct backend_ops {
     void (*rope)(struct backend *, const struct tensor *x, int64_t heads, int64_t head_dim,
                  const struct tensor *table, const int32_t *position, bool inverse);
     /* o = softmax(scale q k^T) v by blocks with a running maximum; no rows x rows matrix is stored.
-     * q,o [R, heads*d]; k,v [R, kv_heads*d]; lse[heads, R] acc = log-sum-exp of the scaled scores. */
+     * q,o [R, heads*d]; k,v [past+R, kv_heads*d]; lse[heads, R] acc = log-sum-exp of the scaled scores. */
     void (*attention_forward)(struct backend *, const struct attention *, const struct tensor *q,
                               const struct tensor *k, const struct tensor *v,
                               const struct tensor *o, const struct tensor *lse);

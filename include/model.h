@@ -37,6 +37,8 @@ struct stack {
 int stack_build(const struct config *cfg, struct stack *out);
 void stack_free(struct stack *s);
 const char *layer_kind_name(enum layer_kind k);
+/* Every parameter frozen and no gradient anywhere, as evaluation and generation run it. */
+int stack_freeze(struct stack *s);
 /* Legal places for a cut: allowed[c] for a cut before layer c, 0 < c < n_layers. */
 bool stack_cut_allowed(const struct stack *s, int cut);
 
@@ -63,6 +65,8 @@ struct block *stage_add_block(struct stage *st, int layer); /* for families */
 /* Weights, gradients and tables from the life arena. */
 void stage_allocate(struct stage *st, struct backend *be, struct arena *life);
 void stage_tables_fill(struct stage *st, struct backend *be); /* rotary tables */
+/* Generation: caches of keys and values for sequences up to so many rows, from the life arena. */
+void stage_allocate_caches(struct stage *st, struct backend *be, int64_t rows, struct arena *life);
 
 /* Which parts of the stack a stage holds, and so which tables of a micro-batch it needs. */
 struct stage_needs {

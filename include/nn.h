@@ -118,6 +118,9 @@ struct pass {
     bool training;     /* dropout on */
     bool gradient;     /* a backward will follow: the head computes its gradient */
     double loss_scale; /* factor of the head's gradient */
+    /* Generation: not NULL, the head writes the logits of the target rows, [targets, my columns of
+     * the vocabulary], and takes no loss. */
+    const struct tensor *logits;
     double loss_sum;   /* out: sum of the row losses of this micro-batch */
     int64_t loss_rows; /* out: rows really counted */
 };
@@ -158,6 +161,9 @@ struct block {
     int param[BLOCK_PARAMS_MAX]; /* index into the set, -1: absent */
     struct param_set *set;
     struct tensor rope; /* table shared by the blocks of a stage; rows 0 if none */
+    /* Generation: keys | values of the rows that went before, of one sample; rows 0 if none. The
+     * forward adds its own behind the microbatch's `past` rows and attends to all of them. */
+    struct tensor cache;
 };
 static inline struct param *block_param(const struct block *b, int slot) {
     return b->param[slot] < 0 ? NULL : &b->set->param[b->param[slot]];
@@ -214,6 +220,8 @@ struct transformer_config {
     int number; /* layer number inside its tower, for names */
 };
 void block_patch_embed(struct block *b, const struct vision_config *c);
+/* Columns of the cache of that block: of a transformer block of the language model; else 0. */
+int64_t block_cache_cols(const struct block *b);
 void block_transformer(struct block *b, const struct transformer_config *c, bool identity);
 void block_select(struct block *b, const struct vision_config *c); /* drop class rows */
 struct model_shape {

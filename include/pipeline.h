@@ -81,6 +81,8 @@ void pipeline_destroy(struct pipeline *pl);
 struct pipeline_result {
     double *loss_sum;   /* [micro_batches], last stage: sum of row losses */
     int64_t *loss_rows; /* [micro_batches] */
+    /* Generation: not NULL, the last stage writes logits there and takes no loss (struct pass). */
+    const struct tensor *logits;
 };
 /* One step (gradient) or one evaluation pass (forward only, no dropout). Collective over this
  * rank's tp group and pp line. Gradients are added to the stage's. */

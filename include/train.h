@@ -9,6 +9,10 @@
  * (EXIT_OK: finished or stopped on request; status.json says which); errors are recorded. */
 int train_run(struct config *cfg);
 
+/* strata eval: the loss of a checkpoint (NULL: the job's newest) on valid_data_path, as the lines of
+ * an evaluation. Collective over the world. */
+int train_evaluate(struct config *cfg, const char *checkpoint);
+
 enum data_part { DATA_TRAIN, DATA_VALID /* valid_data_path */ };
 bool train_has_data(const struct config *cfg, enum data_part part);
 const char *train_data_path(const struct config *cfg, enum data_part part);
@@ -39,6 +43,9 @@ int train_reshard(const struct train_reshard *request, FILE *to);
  * plan_microbatch_free. */
 struct microbatch *train_largest_microbatch(const struct config *cfg, const struct dataset *data,
                                             const struct dataset *valid, const struct stack *s);
+/* The same for an evaluation alone. */
+struct microbatch *train_largest_evaluated(const struct config *cfg, const struct dataset *valid,
+                                           const struct stack *s);
 /* Steps of one evaluation: eval_iters, or less where those pass over all samples already. */
 int64_t train_eval_steps(const struct config *cfg, const struct dataset *valid);
 /* split_spec as numbers [PP]; auto is solved and written into cfg. free() it, after an error too. */

@@ -14,6 +14,8 @@ static const struct command commands[] = {
     {"train", cli_train, "JOB.ini [section:key=value ...]   train, under mpirun or srun"},
     {"check", cli_check,
      "JOB.ini [--ranks N] [--json] [section:key=value ...]   errors, layout, memory, FLOPs"},
+    {"eval", cli_eval,
+     "JOB.ini [CHECKPOINT] [section:key=value ...]   loss of a checkpoint on valid_data_path"},
     {"prepare", cli_prepare, "JOB.ini [--force] [section:key=value ...]   build the data's index"},
     {"import", cli_import,
      "SRC DST [--dry-run ...]   weights of Hugging Face folders -> a checkpoint"},

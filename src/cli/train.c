@@ -34,13 +34,17 @@ static void fail(int rc) {
     error_exit();
 }
 
-int cli_train(int argc, char **argv) {
+int cli_under_mpi(int (*work)(int argc, char **argv), int argc, char **argv) {
     int mpi_argc = 0;
     TRY(comm_init(&mpi_argc, NULL));
-    int rc = load_and_train(argc, argv);
+    int rc = work(argc, argv);
     if (rc != 0 && rc != EXIT_AGAIN) fail(rc);
     comm_finalize();
     return rc;
+}
+
+int cli_train(int argc, char **argv) {
+    return cli_under_mpi(load_and_train, argc, argv);
 }
 
 int cli_prepare(int argc, char **argv) {

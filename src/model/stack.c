@@ -77,6 +77,15 @@ int stack_build(const struct config *cfg, struct stack *out) {
     return 0;
 }
 
+int stack_freeze(struct stack *s) {
+    s->shape.vision.frozen = s->shape.projector.frozen = s->shape.language.frozen = true;
+    for (int i = 0; i < s->n_layers; i++) s->transformer[i].frozen = true;
+    free(s->gradient_crosses);
+    free(s->first_param);
+    s->n_parameters = s->n_trainable = 0;
+    return survey(s);
+}
+
 void stack_free(struct stack *s) {
     free(s->transformer);
     free(s->layer);

@@ -72,6 +72,13 @@ void stage_allocate(struct stage *st, struct backend *be, struct arena *life) {
     for (int i = 0; i < st->n_blocks; i++) st->block[i].rope = st->rope;
 }
 
+void stage_allocate_caches(struct stage *st, struct backend *be, int64_t rows, struct arena *life) {
+    for (int i = 0; i < st->n_blocks; i++) {
+        int64_t cols = block_cache_cols(&st->block[i]);
+        if (cols > 0) st->block[i].cache = tensor_alloc(life, rows, cols, be->dtype);
+    }
+}
+
 void stage_tables_fill(struct stage *st, struct backend *be) {
     if (st->rope.rows > 0)
         be->ops->rope_table(be, st->stack->shape.language.rotary_base, &st->rope);

@@ -71,13 +71,28 @@ static void target_rows(struct block *b, struct pass *p, const struct tensor *x,
     p->be->ops->rows_gather(p->be, &full, p->tab->target_row, rows);
 }
 
+/* Row losses and, if a backward follows, gradients of all normed target rows. */
+static void take_losses(struct block *b, struct pass *p, const struct tensor *n,
+                        const struct tensor *dn) {
+    const struct model_shape *m = b->config;
+    int64_t step = chunk_rows(m->language.vocab, n->rows);
+    size_t chunk = arena_mark(p->scratch);
+    for (int64_t i = 0; i < n->rows; i += step) {
+        int64_t count = i + step < n->rows ? step : n->rows - i;
+        struct tensor part = tensor_rows(*n, i, count), dpart = tensor_rows(*dn, i, count);
+        p->loss_sum += chunk_loss(b, p, &part, &dpart, p->tab->target + i);
+        arena_release(p->scratch, chunk);
+    }
+    p->loss_rows += n->rows;
+    if (p->gradient) comm_allreduce(p->tp, p->be, dn, REDUCE_SUM);
+}
+
 static void head_forward(struct block *b, struct pass *p, const struct tensor *x,
                          const struct tensor *y, struct saved *s) {
     (void)y;
     const struct model_shape *m = b->config;
     const struct language_config *c = &m->language;
     int64_t rows = p->mb->targets;
-    p->loss_rows += rows;
     if (rows == 0) return;
     size_t mark = arena_mark(p->scratch);
     target_rows(b, p, x, &s->t[ROWS]);
@@ -85,15 +100,12 @@ static void head_forward(struct block *b, struct pass *p, const struct tensor *x
     struct tensor n = scratch_tensor(p, rows, c->hidden);
     p->be->ops->norm_forward(p->be, c->norm, c->eps, &s->t[ROWS], &gamma, tensor_or_null(&beta), &n,
                              &s->t[STATS]);
-    int64_t step = chunk_rows(c->vocab, rows);
-    size_t chunk = arena_mark(p->scratch);
-    for (int64_t i = 0; i < rows; i += step) {
-        int64_t count = i + step < rows ? step : rows - i;
-        struct tensor part = tensor_rows(n, i, count), dpart = tensor_rows(s->t[DNORM], i, count);
-        p->loss_sum += chunk_loss(b, p, &part, &dpart, p->tab->target + i);
-        arena_release(p->scratch, chunk);
+    if (p->logits != NULL) {
+        struct tensor w = block_weight(b, HEAD_W, 1);
+        p->be->ops->linear_forward(p->be, &n, &w, NULL, p->logits);
+    } else {
+        take_losses(b, p, &n, &s->t[DNORM]);
     }
-    if (p->gradient) comm_allreduce(p->tp, p->be, &s->t[DNORM], REDUCE_SUM);
     arena_release(p->scratch, mark);
 }
 

@@ -69,10 +69,12 @@ static double segment_pairs(double n, bool causal, double window) {
 
 static double visible_pairs(const struct transformer_config *c, const struct microbatch *mb) {
     if (c->vision) return (double)mb->tiles * segment_pairs((double)c->tile_rows, c->causal, 0);
-    double sum = 0;
+    double sum = 0, window = (double)c->window, past = (double)mb->past;
+    if (mb->past > 0)
+        return segment_pairs(past + (double)mb->tokens, c->causal, window) -
+               segment_pairs(past, c->causal, window);
     for (int64_t i = 0; i < mb->samples; i++)
-        sum += segment_pairs((double)(mb->cu_tokens[i + 1] - mb->cu_tokens[i]), c->causal,
-                             (double)c->window);
+        sum += segment_pairs((double)(mb->cu_tokens[i + 1] - mb->cu_tokens[i]), c->causal, window);
     return sum;
 }
 
@@ -152,16 +154,31 @@ static void rotate(const struct block *b, struct pass *p, const struct frame *f,
     p->be->ops->rope(p->be, &k, f->att.kv_heads, f->att.head_dim, &b->rope, f->position, inverse);
 }
 
-static void attention_half(struct block *b, struct pass *p, const struct frame *f,
-                           const struct tensor *x, struct saved *s) {
-    struct tensor *qkv = &s->t[QKV];
+/* The keys and values that the queries see: q|k|v of this pass, or all that the cache then holds. */
+static void keys_and_values(const struct block *b, struct pass *p, struct frame *f,
+                            const struct tensor *qkv, struct tensor *k, struct tensor *v) {
+    struct tensor kv = tensor_cols(*qkv, f->q_cols, 2 * f->kv_cols);
+    if (b->cache.rows > 0) {
+        f->att.past = p->mb->past;
+        CHECK(f->att.past + kv.rows <= b->cache.rows, "%lld + %lld rows, the cache has %lld",
+              (long long)f->att.past, (long long)kv.rows, (long long)b->cache.rows);
+        struct tensor mine = tensor_rows(b->cache, f->att.past, kv.rows);
+        p->be->ops->convert(p->be, &kv, &mine);
+        kv = tensor_rows(b->cache, 0, f->att.past + kv.rows);
+    }
+    *k = tensor_cols(kv, 0, f->kv_cols);
+    *v = tensor_cols(kv, f->kv_cols, f->kv_cols);
+}
+
+static void attention_half(struct block *b, struct pass *p, struct frame *f, const struct tensor *x,
+                           struct saved *s) {
+    struct tensor *qkv = &s->t[QKV], k, v;
     struct tensor n = scratch_tensor(p, x->rows, x->cols);
     norm_apply(b, p, NORM1_W, x, &n, &s->t[STATS1]);
     linear_forward(&f->qkv, p, &n, qkv);
     rotate(b, p, f, qkv, false);
     struct tensor q = tensor_cols(*qkv, 0, f->q_cols);
-    struct tensor k = tensor_cols(*qkv, f->q_cols, f->kv_cols);
-    struct tensor v = tensor_cols(*qkv, f->q_cols + f->kv_cols, f->kv_cols);
+    keys_and_values(b, p, f, qkv, &k, &v);
     p->be->ops->attention_forward(p->be, &f->att, &q, &k, &v, &s->t[ATT], &s->t[LSE]);
     struct dropout drop;
     linear_forward(&f->out, p, &s->t[ATT], &s->t[MID]);
@@ -421,6 +438,12 @@ static void declare_mlp(struct block *b, const struct param_home *home,
                   matrix_spec(last, last, c->hidden, c->ffn, in_cut, c->std_fc2, false));
     if (c->bias)
         block_declare(b, FC2_B, home, bias_spec(last_b, last_b, c->hidden, cut_none(), false));
+}
+
+int64_t block_cache_cols(const struct block *b) {
+    if (b->ops != &transformer_ops) return 0;
+    const struct transformer_config *c = b->config;
+    return c->vision ? 0 : 2 * block_param(b, QKV_W + 1)->rows;
 }
 
 void block_transformer(struct block *b, const struct transformer_config *c, bool identity) {

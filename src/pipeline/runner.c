@@ -176,6 +176,7 @@ static int run_forward(struct pipeline *pl, int k, const struct pipeline_result 
     TRY(pl->source->tables(pl->source->arg, k, pl->be, &f->slot.arena, &f->tables));
     post_ahead(pl);
     struct pass p = make_pass(pl, f, k);
+    p.logits = result->logits;
     struct tensor in = {.dtype = pl->be->dtype}, out;
     fault_point("step.forward.before");
     if (pl->stage_index > 0) in = payload(pl, recv_buffer(pl, OP_RECV_ACT, k));

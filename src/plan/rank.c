@@ -5,7 +5,7 @@
 #include "plan_impl.h"
 
 size_t rank_plan_life(const struct rank_plan *p) {
-    return p->weights + p->gradients + p->tables + p->optimizer;
+    return p->weights + p->gradients + p->tables + p->optimizer + p->caches;
 }
 
 size_t rank_plan_step(const struct rank_plan *p) {
@@ -95,6 +95,11 @@ static int measure_stage(struct stage *st, const struct plan_layout *l, const st
     out->gradients = align_up((size_t)st->params.grad_elements * dtype_size(be->acc));
     out->tables = align_up(life.peak) - out->weights - out->gradients;
     count_params(&st->params, out);
+    if (l->cache_rows > 0) {
+        size_t before = align_up(life.peak);
+        stage_allocate_caches(st, be, l->cache_rows, &life);
+        out->caches = align_up(life.peak) - before;
+    }
     pipeline_measure(st, be, grid, l->pp, out->pp, &l->pipeline, largest, &out->pipeline);
     TRY(measure_optimizer(st, l, grid, be, &life, out));
     const struct pipeline_memory *m = &out->pipeline;

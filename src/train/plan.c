@@ -85,6 +85,13 @@ struct microbatch *train_largest_microbatch(const struct config *cfg, const stru
     return plan_microbatch_sized(s, per_batch, m.images, m.tokens, m.max_segment, m.targets);
 }
 
+struct microbatch *train_largest_evaluated(const struct config *cfg, const struct dataset *valid,
+                                           const struct stack *s) {
+    struct batch_sizes m = scan_steps(cfg, valid, train_eval_steps(cfg, valid));
+    return plan_microbatch_sized(s, cfg->training.micro_batch_size, m.images, m.tokens,
+                                 m.max_segment, m.targets);
+}
+
 /* ---- the split ------------------------------------------------------------------------------------- */
 int train_split(struct config *cfg, const struct stack *s, const struct microbatch *largest,
                 int64_t **split) {

@@ -40,6 +40,7 @@ struct run {
     char tokenizer_sha256[65], *used_ini, *split_text, run_uuid[64];
     int64_t last_saved; /* step of the newest checkpoint of this run, -1: none */
     int save_failures;
+    char *loaded; /* folder of the weights of an inference */
 
     struct replica_check *replicas;
     char *save_path, *stop_path; /* files that ask for something */
@@ -53,6 +54,16 @@ struct run {
 int run_begin(struct run *r, struct config *cfg);
 void run_end(struct run *r);
 struct batcher_settings setup_batcher(const struct run *r); /* of the training data */
+int setup_grid(struct run *r, struct config *cfg);          /* a run with nothing but its grid */
+int setup_stage(struct run *r);                             /* what r->layout describes */
+int setup_agree(const struct run *r, int rc); /* all ranks fail if one does; collective */
+
+/* infer.c: a run with weights alone, for evaluation and generation. infer_grid: grid, device,
+ * frozen stack without sequence parallelism, which cuts no weight. infer_stage: stage and pipeline
+ * for micro-batches up to r->largest, micro_batches in a step and caches of cache_rows rows (0:
+ * none); then the weights of the checkpoint (NULL: the job's). */
+int infer_grid(struct run *r, struct config *cfg);
+int infer_stage(struct run *r, int micro_batches, int64_t cache_rows, const char *checkpoint);
 
 /* loop.c: one training step, its numbers. */
 struct step_numbers {
@@ -80,6 +91,7 @@ int evaluation_run(struct run *r, bool last);
 void save_setup(struct run *r);
 int save_checkpoint(struct run *r); /* a failure that may be survived returns 0 and is logged */
 int save_resume(struct run *r);     /* finds and loads, or starts anew */
+int save_load_weights(struct run *r, const char *from, char **dir); /* dir: what was loaded */
 
 /* resume.c: the job file of the checkpoint against the present one; ckpt_settings.accept. */
 int resume_accept(void *run, const struct ckpt_found *found);

@@ -93,7 +93,7 @@ static struct ckpt_state describe_state(struct run *r, struct key_list *keys, ch
                            .seed = c->training.seed,
                            .global_batch_size = c->training.global_batch_size,
                            .order_key = order,
-                           .dataset_sha256 = dataset_digest(r->data),
+                           .dataset_sha256 = r->data != NULL ? dataset_digest(r->data) : NULL,
                            .tokenizer_sha256 = r->tokenizer_sha256,
                            .template_text = config_choice(c, &c->data.conversation_template),
                            .n_parameters = r->stack.n_parameters,
@@ -104,7 +104,7 @@ static struct ckpt_state describe_state(struct run *r, struct key_list *keys, ch
                            .run_uuid = r->run_uuid,
                            .history = r->history,
                            .n_history = r->n_history};
-    s.piece = optim_pieces(r->optim, &s.n_pieces);
+    if (r->optim != NULL) s.piece = optim_pieces(r->optim, &s.n_pieces);
     order_key(r, order);
     config_each(c, add_key, keys);
     s.key = keys->key;
@@ -183,6 +183,25 @@ int save_resume(struct run *r) {
                  (long long)(found.newest_step - found.step));
         take_history(r, &state);
     }
+    ckpt_found_free(&found);
+    return 0;
+}
+
+int save_load_weights(struct run *r, const char *from, char **dir) {
+    struct key_list keys = {0};
+    struct ckpt_found found = {0};
+    char order[96];
+    save_setup(r);
+    r->ckpt.load = from;
+    r->ckpt.save = NULL;
+    r->ckpt.resume = CKPT_RESUME_MUST;
+    r->ckpt.finetune = true; /* weights alone */
+    struct ckpt_state state = describe_state(r, &keys, order);
+    int rc = ckpt_resume(&r->ckpt, &state, &found);
+    free_keys(&keys);
+    TRY(rc);
+    r->at.step = found.step;
+    *dir = xstrdup(found.dir);
     ckpt_found_free(&found);
     return 0;
 }

@@ -80,10 +80,10 @@ static int setup_optimizer(struct run *r) {
     return lr_schedule_check(&r->schedule, c->optimizer.lr, "[optimizer] lr");
 }
 
-static int setup_stage(struct run *r) {
+/* What r->layout says: plan, memory, weights, pipeline. */
+int setup_stage(struct run *r) {
     const struct group *pp = grid_group(r->grid, GROUP_PP), *tp = grid_group(r->grid, GROUP_TP);
     const struct group *dp = grid_group(r->grid, GROUP_DP);
-    plan_layout_from_config(r->cfg, r->split, &r->layout);
     TRY(plan_rank(&r->stack, &r->layout, group_rank(tp), group_rank(pp), group_rank(dp), r->largest,
                   &r->plan));
     TRY(train_check_memory(r->cfg, &r->plan, group_rank(world(r))));
@@ -92,21 +92,28 @@ static int setup_stage(struct run *r) {
                     r->layout.recompute, r->layout.recompute_layers, &r->stage));
     stage_allocate(&r->stage, r->be, &r->life);
     stage_tables_fill(&r->stage, r->be);
-    TRY(setup_optimizer(r));
+    if (r->layout.cache_rows > 0)
+        stage_allocate_caches(&r->stage, r->be, r->layout.cache_rows, &r->life);
     TRY(pipeline_create(&r->stage, r->be, r->grid, group_size(pp), group_rank(pp),
                         &r->layout.pipeline, &r->plan.pipeline, &r->step, &r->scratch,
                         &r->pipeline));
-    replica_check_begin(r);
-    batcher_attach(r->batcher, &r->stage, r->largest);
-    TRY(evaluation_begin(r));
     r->last_stage = group_rank(pp) == group_size(pp) - 1;
     r->result.loss_sum = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(double));
     r->result.loss_rows = xcalloc((size_t)r->layout.pipeline.micro_batches, sizeof(int64_t));
     return 0;
 }
 
+static int setup_training(struct run *r) {
+    plan_layout_from_config(r->cfg, r->split, &r->layout);
+    TRY(setup_stage(r));
+    TRY(setup_optimizer(r));
+    replica_check_begin(r);
+    batcher_attach(r->batcher, &r->stage, r->largest);
+    return evaluation_begin(r);
+}
+
 /* Whatever fails on one rank ends all of them before anybody waits for it. */
-static int agree(const struct run *r, int rc) {
+int setup_agree(const struct run *r, int rc) {
     int worst = comm_vote(world(r), rc);
     if (rc == 0 && worst != 0) return worst;
     return rc;
@@ -150,17 +157,18 @@ static int hash_tokenizer(struct run *r) {
 
 static int begin_on_grid(struct run *r) {
     struct config *c = r->cfg;
-    TRY(agree(r, open_run_dir(r)));
-    TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_my_cores(), &r->be));
+    TRY(setup_agree(r, open_run_dir(r)));
+    TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_my_cores(),
+                           &r->be));
     TRY(train_open_data(c, DATA_TRAIN, r->grid, &r->data));
     TRY(train_open_data(c, DATA_VALID, r->grid, &r->valid));
-    TRY(agree(r, hash_tokenizer(r)));
-    TRY(agree(r, stack_build(c, &r->stack)));
-    TRY(agree(r, setup_batches(r)));
-    TRY(agree(r, train_split(c, &r->stack, r->largest, &r->split)));
-    TRY(agree(r, setup_stage(r)));
+    TRY(setup_agree(r, hash_tokenizer(r)));
+    TRY(setup_agree(r, stack_build(c, &r->stack)));
+    TRY(setup_agree(r, setup_batches(r)));
+    TRY(setup_agree(r, train_split(c, &r->stack, r->largest, &r->split)));
+    TRY(setup_agree(r, setup_training(r)));
     fault_point("start.planned");
-    TRY(agree(r, write_used(r)));
+    TRY(setup_agree(r, write_used(r)));
     fault_point("start.used");
     report_plan(r);
     param_set_initialise(&r->stage.params, r->be, r->layout.pipeline.run_key);
@@ -169,23 +177,27 @@ static int begin_on_grid(struct run *r) {
     TRY(save_resume(r));
     fault_point("resume.after");
     if (c->training.check_weight_hash_across_dp_replicas_interval > 0) TRY(replica_check(r));
-    TRY(agree(r, report_begin(r)));
-    TRY(agree(r, evaluation_report(r)));
+    TRY(setup_agree(r, report_begin(r)));
+    TRY(setup_agree(r, evaluation_report(r)));
     fault_point("start.reported");
     stop_install(r);
     return 0;
 }
 
-int run_begin(struct run *r, struct config *cfg) {
+int setup_grid(struct run *r, struct config *cfg) {
     memset(r, 0, sizeof *r);
     r->cfg = cfg;
     r->started = clock_seconds();
     r->last_saved = -1;
     r->first_rank = comm_world_rank() == 0;
-    TRY(grid_create((int)cfg->parallel.tensor_model_parallel_size,
-                    (int)cfg->parallel.pipeline_model_parallel_size,
-                    cfg->parallel.use_tp_pp_dp_mapping, cfg->parallel.distributed_timeout_minutes,
-                    &r->grid));
+    return grid_create((int)cfg->parallel.tensor_model_parallel_size,
+                       (int)cfg->parallel.pipeline_model_parallel_size,
+                       cfg->parallel.use_tp_pp_dp_mapping,
+                       cfg->parallel.distributed_timeout_minutes, &r->grid);
+}
+
+int run_begin(struct run *r, struct config *cfg) {
+    TRY(setup_grid(r, cfg));
     return begin_on_grid(r);
 }
 
@@ -215,6 +227,7 @@ void run_end(struct run *r) {
     free(r->used_ini);
     free(r->split_text);
     free(r->history);
+    free(r->loaded);
     free(r->save_path);
     free(r->stop_path);
     log_close();

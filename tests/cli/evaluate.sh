@@ -59,6 +59,24 @@ echo "4,64,9,9,9,9,9" >>"$TEST_TMP/part/validation.csv"
 go part 0 2 $valid $save training:exit_interval=1000 parallel:pipeline_model_parallel_size=2
 same "resumed: later rows are cut off, the rest is the same" one part
 
+# ---- strata eval: the same figure from the checkpoint, in other layouts -----------------------------------
+loss=$(grep 'iteration 4 on validation set' "$TEST_TMP/part/log")
+job="$tiny $few data:valid_data_path=tiny/train.json"
+evaluate() { # NAME RANKS WORDS...
+    local name=$1 ranks=$2
+    shift 2
+    expect 0 ' validation loss at iteration 4 on validation set ' "strata eval, $name" mpirun -n "$ranks" "$STRATA" eval "$@"
+    yes "strata eval, $name: the loss of the run" grep -qF -- "$loss" <<<"$out"
+}
+evaluate "one rank" 1 $tiny "$TEST_TMP/ckpt" $few data:valid_data_path=tiny/train.json
+evaluate "one folder, 3 stages" 3 $tiny "$TEST_TMP/ckpt/iter_0000004" $few data:valid_data_path=tiny/train.json $cut3
+evaluate "save of the job, tensor 2 x data 2" 4 $job "checkpoint:save=$TEST_TMP/ckpt" \
+    parallel:tensor_model_parallel_size=2 parallel:sequence_parallel=true
+expect 64 'valid_data_path is not set' "strata eval without data" "$STRATA" eval $tiny "$TEST_TMP/ckpt" $few
+expect 64 'no checkpoint' "strata eval without a checkpoint" "$STRATA" eval $job
+expect 66 'there is no such folder' "strata eval of nothing" "$STRATA" eval $job checkpoint:load=$TEST_TMP/nothing
+expect 78 'lm_head/weight is 400x60' "strata eval of another model" "$STRATA" eval $job checkpoint:load=$TEST_TMP/ckpt language:hidden_size=80
+
 expect 66 'nowhere.json' "held-out data that are not there" mpirun -n 1 "$STRATA" train $tiny \
     "run:run_dir=$TEST_TMP/x" $few data:valid_data_path=nowhere.json
 exit $status

@@ -150,6 +150,61 @@ static void test_definition(void **state) {
         }
 }
 
+/* The last rows of a sequence against all its keys, as a cache holds them, give the rows that the
+ * whole sequence gives; with the rows in one piece, one by one, and beyond a window. */
+static void check_past(struct kit *k, size_t shape, int64_t total, int64_t n) {
+    const struct shape *s = &shapes[shape];
+    struct kit_case c = {.k = k, .variant = (int64_t)shape};
+    attention_inputs(&c, true);
+    int32_t all_cu[2] = {0, (int32_t)total}, last_cu[2] = {0, (int32_t)n};
+    struct attention a = {.heads = s->heads,
+                          .kv_heads = s->kv_heads,
+                          .head_dim = s->d,
+                          .scale = 0.5,
+                          .causal = s->causal,
+                          .window = s->window * 9,
+                          .n_segments = 1,
+                          .max_segment = total};
+    struct tensor q = tensor_rows(kit_tensor(k, c.in[0]), 0, total);
+    struct tensor key = tensor_rows(kit_tensor(k, c.in[1]), 0, total);
+    struct tensor v = tensor_rows(kit_tensor(k, c.in[2]), 0, total);
+    struct tensor o = kit_output(k, total, q.cols), lse = kit_output(k, s->heads, total);
+    a.cu = kit_ints(k, all_cu, 2);
+    k->be->ops->attention_forward(k->be, &a, &q, &key, &v, &o, &lse);
+    struct tensor part = kit_output(k, n, q.cols), part_lse = kit_output(k, s->heads, n);
+    struct tensor q_last = tensor_rows(q, total - n, n), o_last = tensor_rows(o, total - n, n);
+    a.cu = kit_ints(k, last_cu, 2);
+    a.max_segment = n;
+    a.past = total - n;
+    k->be->ops->attention_forward(k->be, &a, &q_last, &key, &v, &part, &part_lse);
+    struct mat x = kit_download(k, o_last), y = kit_download(k, part);
+    struct mat all = kit_download(k, lse), lx = mat_make(s->heads, n),
+               ly = kit_download(k, part_lse);
+    for (int64_t h = 0; h < s->heads; h++)
+        for (int64_t r = 0; r < n; r++) *mat_at(&lx, h, r) = *mat_at(&all, h, total - n + r);
+    mat_free(&all);
+    double tolerance = k->be->dtype == DTYPE_F64 ? 1e-12 : 1e-5;
+    KIT_NEAR(x, y, tolerance, "attention over a cache");
+    KIT_NEAR(lx, ly, tolerance, "log-sum-exp over a cache");
+    mat_free(&x);
+    mat_free(&y);
+    mat_free(&lx);
+    mat_free(&ly);
+    kit_case_free(&c);
+}
+
+static void test_past(void **state) {
+    (void)state;
+    static const int64_t size[][2] = {{1, 1}, {7, 1}, {70, 3}, {300, 1}, {700, 260}, {1100, 1}};
+    for (size_t b = 0; b < KIT_BACKENDS; b++)
+        for (size_t shape = 0; shape < 4; shape++)
+            for (size_t i = 0; i < sizeof size / sizeof size[0]; i++) {
+                struct kit *k = kit_open(&kit_backends[b], 2);
+                check_past(k, shape, size[i][0], size[i][1]);
+                kit_close(k);
+            }
+}
+
 static void test_flops(void **state) {
     (void)state;
     struct kit *k = kit_open(&kit_backends[0], 1);
@@ -188,9 +243,8 @@ static void test_extreme(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kit),
-        cmocka_unit_test(test_definition),
-        cmocka_unit_test(test_flops),
+        cmocka_unit_test(test_kit),     cmocka_unit_test(test_definition),
+        cmocka_unit_test(test_past),    cmocka_unit_test(test_flops),
         cmocka_unit_test(test_extreme),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,8 +15,10 @@ struct attention_run NAME(attention_begin)(struct backend *be, const struct atte
           (long)a->head_dim);
     CHECK(a->scale > 0, "attention scale %g", a->scale);
     NEED(q, q->rows, a->heads * a->head_dim);
-    NEED(k, q->rows, a->kv_heads * a->head_dim);
-    NEED(v, q->rows, a->kv_heads * a->head_dim);
+    CHECK(a->past >= 0 && (a->past == 0 || a->n_segments == 1),
+          "keys of %ld rows before the queries, %ld segments", (long)a->past, (long)a->n_segments);
+    NEED(k, a->past + q->rows, a->kv_heads * a->head_dim);
+    NEED(v, a->past + q->rows, a->kv_heads * a->head_dim);
     NEED(o, q->rows, a->heads * a->head_dim);
     NEED(lse, a->heads, q->rows);
     int64_t covered = a->n_segments > 0 ? a->cu[a->n_segments] - a->cu[0] : 0;
@@ -37,8 +39,8 @@ struct attention_run NAME(attention_begin)(struct backend *be, const struct atte
 /* One block of queries of one head. */
 struct query_block {
     struct segment s;
-    int64_t head, first, n;
-    real *scores; /* [n, BLOCK_K] */
+    int64_t head, first, n; /* queries first .. first+n-1 of the segment */
+    real *scores;           /* [n, BLOCK_K] */
     real *max, *sum;
     real *keep; /* [BLOCK_K + DROP_BATCH] */
 };
@@ -46,8 +48,8 @@ struct query_block {
 /* Row r of the scores becomes exp(scale s - max), the output row so far and its sum follow. */
 static void softmax_row(const struct attention_run *run, const struct query_block *b, int64_t r,
                         int64_t k0, int64_t n_k) {
-    int64_t first, end, i = b->first + r;
-    visible_in_block(run->a, &b->s, i, k0, n_k, &first, &end);
+    int64_t first, end, i = b->first + r, position = run->a->past + i;
+    visible_in_block(run->a, &b->s, position, k0, n_k, &first, &end);
     real *p = b->scores + r * BLOCK_K, scale = run->scale;
     if (first >= end) first = end = n_k;
     memset(p, 0, (size_t)first * sizeof *p);
@@ -66,7 +68,7 @@ static void softmax_row(const struct attention_run *run, const struct query_bloc
     }
     b->sum[r] += sum;
     if (run->a->drop_prob > 0) {
-        keep_factors(run, &b->s, b->head, i, k0, n_k, b->keep);
+        keep_factors(run, &b->s, b->head, position, k0, n_k, b->keep);
         EACH (int64_t j = first; j < end; j++) p[j] *= b->keep[j];
     }
 }
@@ -91,8 +93,8 @@ static void query_block_run(const struct attention_run *run, const struct query_
         b->sum[r] = 0;
         memset(o + r * run->o->ld, 0, (size_t)d * sizeof *o);
     }
-    int64_t end = visible_end(a, &b->s, b->first + b->n - 1);
-    for (int64_t k0 = visible_first(a, b->first) / 16 * 16; k0 < end; k0 += b->s.k_step) {
+    int64_t end = visible_end(a, &b->s, a->past + b->first + b->n - 1);
+    for (int64_t k0 = visible_first(a, a->past + b->first) / 16 * 16; k0 < end; k0 += b->s.k_step) {
         int64_t n_k = least(b->s.k_step, end - k0);
         real *k = row_of(run->k, b->s.first_row + k0) + kv * d;
         real *v = row_of(run->v, b->s.first_row + k0) + kv * d;

@@ -117,6 +117,7 @@ void NAME(attention_backward)(struct backend *be, const struct attention *a, con
                               const struct tensor *d_o, const struct tensor *delta,
                               const struct tensor *dq, const struct tensor *dk,
                               const struct tensor *dv) {
+    CHECK(a->past == 0, "backward over a cache of %ld rows", (long)a->past);
     struct attention_run run = NAME(attention_begin)(be, a, q, k, v, o, lse);
     NEED(d_o, q->rows, q->cols);
     NEED(delta, a->heads, q->rows);

@@ -18,9 +18,9 @@ struct attention_run {
     real *work; /* WORK_PER_THREAD of each thread */
 };
 
-/* One segment; positions inside it begin with 0. */
+/* One segment; positions inside it begin with 0. Its queries are the last `length` of its keys. */
 struct segment {
-    int64_t index, first_row, length;
+    int64_t index, first_row, length, keys;
     int64_t q_step, k_step; /* block lengths, even over the segment */
 };
 
@@ -40,17 +40,18 @@ static inline struct segment segment_at(const struct attention *a, int64_t index
     CHECK(s.length >= 0 && s.length <= a->max_segment,
           "segment %ld has %ld rows; its table says at most %ld", (long)index, (long)s.length,
           (long)a->max_segment);
+    s.keys = s.length + a->past;
     s.q_step = block_step(s.length, BLOCK_Q);
-    s.k_step = block_step(s.length, BLOCK_K);
+    s.k_step = block_step(s.keys, BLOCK_K);
     return s;
 }
 
-/* Keys that query i sees: [first, end). */
+/* Keys that the query at position i sees: [first, end). */
 static inline int64_t visible_first(const struct attention *a, int64_t i) {
     return a->window > 0 && i - a->window + 1 > 0 ? i - a->window + 1 : 0;
 }
 static inline int64_t visible_end(const struct attention *a, const struct segment *s, int64_t i) {
-    return a->causal ? i + 1 : s->length;
+    return a->causal ? i + 1 : s->keys;
 }
 
 /* The same inside the key block [k0, k0 + n_k), relative to k0; first >= end: none. */

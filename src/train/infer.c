@@ -1,0 +1,49 @@
+/* A run with weights alone: what evaluation of a checkpoint and generation begin with. */
+#include <stdlib.h>
+
+#include "run_impl.h"
+
+int infer_grid(struct run *r, struct config *cfg) {
+    TRY(setup_grid(r, cfg));
+    TRY(backend_create_cpu(DTYPE_F32, (int)cfg->run.threads_per_rank, comm_ranks_on_host(),
+                           &r->be));
+    TRY(train_resolve_vocabulary(cfg));
+    TRY(stack_build(cfg, &r->stack));
+    r->stack.sequence_parallel = false;
+    return stack_freeze(&r->stack);
+}
+
+int infer_stage(struct run *r, int micro_batches, int64_t cache_rows, const char *checkpoint) {
+    const struct config_checkpoint *c = &r->cfg->checkpoint;
+    const char *from = checkpoint != NULL ? checkpoint : c->load != NULL ? c->load : c->save;
+    if (from == NULL)
+        return error_raise(EXIT_USAGE, "no checkpoint: name one behind the job file, or set "
+                                       "[checkpoint] load or save");
+    TRY(setup_agree(r, train_split(r->cfg, &r->stack, r->largest, &r->split)));
+    plan_layout_from_config(r->cfg, r->split, &r->layout);
+    r->layout.pipeline.micro_batches = micro_batches;
+    r->layout.recompute = REPEAT_NOTHING;
+    r->layout.cache_rows = cache_rows;
+    TRY(setup_agree(r, setup_stage(r)));
+    return save_load_weights(r, from, &r->loaded);
+}
+
+/* ---- strata eval ------------------------------------------------------------------------------- */
+static int evaluate(struct run *r, const char *checkpoint) {
+    if (!train_has_data(r->cfg, DATA_VALID))
+        return error_raise(EXIT_USAGE, "[data] valid_data_path is not set: there are no held-out "
+                                       "data to evaluate on");
+    TRY(train_open_data(r->cfg, DATA_VALID, r->grid, &r->valid));
+    r->largest = train_largest_evaluated(r->cfg, r->valid, &r->stack);
+    TRY(infer_stage(r, (int)r->cfg->derived.n_micro_batches, 0, checkpoint));
+    TRY(setup_agree(r, evaluation_begin(r)));
+    return evaluation_run(r, true);
+}
+
+int train_evaluate(struct config *cfg, const char *checkpoint) {
+    struct run r;
+    TRY(infer_grid(&r, cfg));
+    TRY(evaluate(&r, checkpoint)); /* after an error memory is left: others may be in a message */
+    run_end(&r);
+    return 0;
+}

@@ -179,7 +179,7 @@ static double run_step(struct kit_rank *k, const struct kit_batch *b, int M, boo
     struct kit_source source = {b, &k->st, 1.0};
     struct microbatch_source ms = kit_source(&source);
     struct pipeline_result result = {xcalloc((size_t)M, sizeof(double)),
-                                     xcalloc((size_t)M, sizeof(int64_t))};
+                                     xcalloc((size_t)M, sizeof(int64_t)), NULL};
     if (gradient) kit_zero_gradients(k);
     if (pipeline_run(k->pl, &ms, 7, gradient, &result) != 0) error_exit();
     double loss = 0;

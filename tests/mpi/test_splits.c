@@ -47,7 +47,7 @@ static double run_step(struct kit_rank *k, const struct kit_batch *b, int64_t st
     int64_t rows[BATCHES];
     struct kit_source source = {b, &k->st, 1.0};
     struct microbatch_source ms = kit_source(&source);
-    struct pipeline_result result = {loss, rows};
+    struct pipeline_result result = {loss, rows, NULL};
     kit_zero_gradients(k);
     if (pipeline_run(k->pl, &ms, step, true, &result) != 0) error_exit();
     for (int i = 0; i < BATCHES; i++) sum += loss[i];
@@ -199,7 +199,8 @@ static void disagree(const char *what) {
         liar.wrong.step++;
     else
         liar.wrong.hash++;
-    if (pipeline_run(k.pl, &ms, 0, true, &(struct pipeline_result){loss, rows}) != 0) error_exit();
+    if (pipeline_run(k.pl, &ms, 0, true, &(struct pipeline_result){loss, rows, NULL}) != 0)
+        error_exit();
 }
 
 int main(int argc, char **argv) {

@@ -358,7 +358,8 @@ static void check(const char *what, const struct config *cfg) {
     kit_rank_begin(&k, &s, grid, &l, &b.mb);
     struct kit_source source = {&b, &k.st, 1.0};
     struct microbatch_source ms = kit_source(&source);
-    assert_int_equal(pipeline_run(k.pl, &ms, 4, true, &(struct pipeline_result){loss, rows}), 0);
+    assert_int_equal(pipeline_run(k.pl, &ms, 4, true, &(struct pipeline_result){loss, rows, NULL}),
+                     0);
     struct model m = {&s, &k.st.params, cfg, &b, l.settings.run_key};
     for (int64_t i = 0; i < b.mb.samples; i++) expected += sample_loss(&m, i);
     double diff = fabs(loss[0] - expected);

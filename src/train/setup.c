@@ -158,8 +158,6 @@ static int hash_tokenizer(struct run *r) {
 static int begin_on_grid(struct run *r) {
     struct config *c = r->cfg;
     TRY(setup_agree(r, open_run_dir(r)));
-    TRY(backend_create_cpu(DTYPE_F32, (int)c->run.threads_per_rank, comm_ranks_on_my_cores(),
-                           &r->be));
     TRY(train_open_data(c, DATA_TRAIN, r->grid, &r->data));
     TRY(train_open_data(c, DATA_VALID, r->grid, &r->valid));
     TRY(setup_agree(r, hash_tokenizer(r)));
@@ -190,10 +188,12 @@ int setup_grid(struct run *r, struct config *cfg) {
     r->started = clock_seconds();
     r->last_saved = -1;
     r->first_rank = comm_world_rank() == 0;
-    return grid_create((int)cfg->parallel.tensor_model_parallel_size,
-                       (int)cfg->parallel.pipeline_model_parallel_size,
-                       cfg->parallel.use_tp_pp_dp_mapping,
-                       cfg->parallel.distributed_timeout_minutes, &r->grid);
+    TRY(grid_create((int)cfg->parallel.tensor_model_parallel_size,
+                    (int)cfg->parallel.pipeline_model_parallel_size,
+                    cfg->parallel.use_tp_pp_dp_mapping, cfg->parallel.distributed_timeout_minutes,
+                    &r->grid));
+    return backend_create_cpu(DTYPE_F32, (int)cfg->run.threads_per_rank, comm_ranks_on_my_cores(),
+                              &r->be);
 }
 
 int run_begin(struct run *r, struct config *cfg) {

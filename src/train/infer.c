@@ -5,8 +5,6 @@
 
 int infer_grid(struct run *r, struct config *cfg) {
     TRY(setup_grid(r, cfg));
-    TRY(backend_create_cpu(DTYPE_F32, (int)cfg->run.threads_per_rank, comm_ranks_on_host(),
-                           &r->be));
     TRY(train_resolve_vocabulary(cfg));
     TRY(stack_build(cfg, &r->stack));
     r->stack.sequence_parallel = false;

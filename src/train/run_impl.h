@@ -54,7 +54,7 @@ struct run {
 int run_begin(struct run *r, struct config *cfg);
 void run_end(struct run *r);
 struct batcher_settings setup_batcher(const struct run *r); /* of the training data */
-int setup_grid(struct run *r, struct config *cfg);          /* a run with nothing but its grid */
+int setup_grid(struct run *r, struct config *cfg);          /* a run with grid and device */
 int setup_stage(struct run *r);                             /* what r->layout describes */
 int setup_agree(const struct run *r, int rc); /* all ranks fail if one does; collective */
 

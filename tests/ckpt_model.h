@@ -50,9 +50,9 @@ static inline void model_declare_layer(struct param_set *set, int layer) {
 #undef NAME
 }
 
-static inline void model_declare(struct param_set *set, int stages, int stage) {
-    int first = MODEL_LAYERS * stage / stages, end = MODEL_LAYERS * (stage + 1) / stages;
-    if (stage == 0) {
+/* Layers [first, end) of n. The last stage holds the embedding too, unless it is the first. */
+static inline void model_declare(struct param_set *set, int first, int end, int n) {
+    if (first == 0) {
         param_declare(set, model_param("model/vision_tower/patch_embed/weight", 0,
                                        "out_channels,in_channels,height,width", 4,
                                        (int64_t[]){16, 3, 2, 2}, cut_none(), true));
@@ -61,7 +61,7 @@ static inline void model_declare(struct param_set *set, int stages, int stage) {
                                        cut_even(0, 301, 1), true));
     }
     for (int layer = first; layer < end; layer++) model_declare_layer(set, layer);
-    if (stage == stages - 1 && stages > 1)
+    if (end == n && first > 0)
         param_declare(set, model_param("model/language_model/embed_tokens/weight", 0,
                                        "vocabulary,features", 2, (int64_t[]){301, 16},
                                        cut_even(0, 301, 1), true));
@@ -150,11 +150,11 @@ static inline void model_pieces(struct model *m, struct backend *be, int dp, int
     }
 }
 
-/* tp, dp: {size, rank}. */
-static inline void model_build(struct model *m, struct backend *be, const int tp[2],
-                               const int pp[2], const int dp[2], bool sharded) {
+/* tp, dp: {size, rank}; stage: layers {first, end, of how many}. */
+static inline void model_build_stage(struct model *m, struct backend *be, const int tp[2],
+                                     const int stage[3], const int dp[2], bool sharded) {
     memset(m, 0, sizeof *m);
-    model_declare(&m->set, pp[0], pp[1]);
+    model_declare(&m->set, stage[0], stage[1], stage[2]);
     CHECK(param_set_layout(&m->set, tp[0], tp[1]) == 0, "layout: %s", error_text());
     model_storage(m, be);
     model_pieces(m, be, dp[0], dp[1], sharded);
@@ -169,6 +169,12 @@ static inline void model_build(struct model *m, struct backend *be, const int tp
                                    .order_key = "philox",
                                    .run_uuid = m->run_uuid,
                                    .parent_uuid = m->parent_uuid};
+}
+
+static inline void model_build(struct model *m, struct backend *be, const int tp[2],
+                               const int pp[2], const int dp[2], bool sharded) {
+    int stage[3] = {MODEL_LAYERS * pp[1] / pp[0], MODEL_LAYERS * (pp[1] + 1) / pp[0], MODEL_LAYERS};
+    model_build_stage(m, be, tp, stage, dp, sharded);
 }
 
 static inline void model_free(struct model *m) {

@@ -1,0 +1,290 @@
+/* ranks: 1 2 3 4 */
+/* Against Hugging Face transformers: the tiny models of tests/golden/hf/values, whose losses, logits
+ * and gradients transformers computed in fp64 (make_hf.py there). Loss and log-probabilities agree
+ * within 1e-5, every gradient within 1e-4, on one rank and cut over tensor and pipeline ranks. */
+#include "model_kit.h"
+#include "safetensors.h"
+
+#define GOLDEN "tests/golden/hf/values/"
+#define VOCAB 97
+#define IMAGE_ID 5
+#define MOST_ROWS 128
+
+static int failures;
+
+static void verdict(bool good, const char *model, const char *layout, const char *what) {
+    int64_t bad = !good;
+    failures += !good;
+    if (comm_world_rank() == 0)
+        printf("%s - %s, %s: %s\n", bad ? "not ok" : "ok", model, layout, what);
+}
+
+/* ---- the golden files ---------------------------------------------------------------------------- */
+static struct safetensors *open_file(const char *model, const char *file) {
+    struct safetensors_options options = {0};
+    struct safetensors *s;
+    char path[256];
+    snprintf(path, sizeof path, GOLDEN "%s/%s.safetensors", model, file);
+    if (safetensors_open(path, &options, &s) != 0) error_exit();
+    return s;
+}
+
+static float *read_floats(const struct safetensors *s, const char *name, int64_t *n) {
+    const struct safetensor *t = safetensors_find(s, name);
+    CHECK(t != NULL, "%s lacks %s", safetensors_path(s), name);
+    *n = safetensor_count(t);
+    float *out = xmalloc((size_t)*n * sizeof *out + 1);
+    if (safetensors_read(s, t, 0, *n, out) != 0) error_exit();
+    return out;
+}
+
+/* The reader converts floating types only: integers and doubles are taken from the file itself. */
+static void *read_raw(const struct safetensors *s, const char *name, int64_t *n) {
+    const struct safetensor *t = safetensors_find(s, name);
+    CHECK(t != NULL, "%s lacks %s", safetensors_path(s), name);
+    char *data;
+    size_t bytes;
+    if (file_read(safetensors_path(s), 1 << 24, &data, &bytes) != 0) error_exit();
+    void *out = xmalloc((size_t)t->bytes + 1);
+    memcpy(out, data + t->begin, (size_t)t->bytes);
+    free(data);
+    *n = safetensor_count(t);
+    return out;
+}
+
+struct golden {
+    const char *name;
+    int64_t n_ids, n_samples, n_pixels, n_logits, n_loss;
+    int64_t *ids, *labels, *lengths, *images;
+    float *pixels, *logits;
+    double *loss;
+    struct safetensors *weights, *gradients;
+};
+
+static struct golden golden_open(const char *model) {
+    struct golden g = {.name = model};
+    struct safetensors *s = open_file(model, "expected");
+    g.ids = read_raw(s, "ids", &g.n_ids);
+    g.labels = read_raw(s, "labels", &g.n_ids);
+    g.lengths = read_raw(s, "lengths", &g.n_samples);
+    g.images = read_raw(s, "images", &g.n_samples);
+    g.loss = read_raw(s, "loss", &g.n_loss);
+    g.pixels = read_floats(s, "pixels", &g.n_pixels);
+    g.logits = read_floats(s, "logits", &g.n_logits);
+    safetensors_close(s);
+    g.weights = open_file(model, "model");
+    g.gradients = open_file(model, "gradients");
+    return g;
+}
+
+static void golden_close(struct golden *g) {
+    free(g->ids);
+    free(g->labels);
+    free(g->lengths);
+    free(g->images);
+    free(g->loss);
+    free(g->pixels);
+    free(g->logits);
+    safetensors_close(g->weights);
+    safetensors_close(g->gradients);
+}
+
+/* ---- the same model here ---------------------------------------------------------------------------- */
+static struct config model_config(const char *model) {
+    bool last = strcmp(model, "llama_last_full") == 0;
+    struct config c = kit_config();
+    c.vision.num_layers = 3;
+    c.vision.hidden_size = 24;
+    c.vision.ffn_hidden_size = 40;
+    c.vision.num_attention_heads = 3;
+    c.vision.img_h = c.vision.img_w = 28;
+    c.vision.patch_dim = 7;
+    c.vision.vision_feature_layer = last ? -1 : -2;
+    c.vision.disable_vision_class_token = !last;
+    c.projector.projector_hidden_size = 48;
+    c.language.num_layers = 2;
+    c.language.hidden_size = 48;
+    c.language.ffn_hidden_size = 60;
+    c.language.num_attention_heads = 6;
+    c.language.num_query_groups = 2;
+    c.language.kv_channels = 10;
+    c.language.rotary_base = last ? 1e6 : 1e4;
+    c.language.vocab_size = VOCAB;
+    c.language.decoder_seq_length = MOST_ROWS;
+    return c;
+}
+
+/* One micro-batch of all samples. transformers repeats the image id once per row: a run is one
+ * marker here. only >= 0: the one row (of all samples) that has a target, `target`. */
+static struct kit_batch make_batch(const struct stack *s, const struct golden *g, int64_t only,
+                                   int32_t target) {
+    struct kit_batch b = kit_batch_begin(s, (int)g->n_samples, 0, 0);
+    int64_t k = kit_rows_per_image(s);
+    for (int64_t i = 0, at = 0; i < g->n_samples; at += g->lengths[i++]) {
+        int32_t ids[MOST_ROWS], labels[MOST_ROWS];
+        struct kit_text t = {0, ids, labels};
+        for (int64_t j = at; j < at + g->lengths[i]; t.length++) {
+            bool image = g->ids[j] == IMAGE_ID;
+            ids[t.length] = image ? -1 : (int32_t)g->ids[j];
+            labels[t.length] = only < 0        ? (g->labels[j] < 0 ? -1 : (int32_t)g->labels[j])
+                               : j == only + 1 ? target
+                                               : -1;
+            j += image ? k : 1;
+        }
+        kit_batch_append(s, &b, (int)i, &t);
+    }
+    kit_batch_end(s, &b, 1);
+    CHECK(b.mb.tokens == g->n_ids, "%lld merged rows, transformers has %lld",
+          (long long)b.mb.tokens, (long long)g->n_ids);
+    memcpy(b.pixels, g->pixels, (size_t)g->n_pixels * sizeof *b.pixels);
+    return b;
+}
+
+/* My part of a tensor of the files, in the order of the local matrix. */
+static float *my_part(const struct safetensors *s, const struct param *q) {
+    int64_t n, local = param_local_count(q);
+    float *whole = read_floats(s, q->hf_name, &n);
+    CHECK(n == param_global_count(q), "%s has %lld elements", q->hf_name, (long long)n);
+    float *mine = xmalloc((size_t)local * sizeof *mine + 1);
+    for (int64_t e = 0; e < local; e++)
+        mine[e] = whole[param_global_index(q, e / q->cols, e % q->cols)];
+    free(whole);
+    return mine;
+}
+
+static void load_weights(struct kit_rank *k, const struct golden *g) {
+    for (int i = 0; i < k->st.params.n; i++) {
+        struct param *q = &k->st.params.param[i];
+        float *mine = my_part(g->weights, q);
+        k->be->ops->upload(k->be, q->w.data, mine, (size_t)param_local_count(q) * sizeof *mine);
+        free(mine);
+    }
+}
+
+/* Sum of the row losses, on every rank. */
+static double run(struct kit_rank *k, const struct kit_batch *b, bool gradient) {
+    struct kit_source arg = {b, &k->st, 1.0};
+    struct microbatch_source source = kit_source(&arg);
+    double sum = 0;
+    int64_t rows = 0;
+    struct pipeline_result result = {.loss_sum = &sum, .loss_rows = &rows};
+    kit_zero_gradients(k);
+    if (pipeline_run(k->pl, &source, 0, gradient, &result) != 0) error_exit();
+    bool speaks = k->st.end == k->st.stack->n_layers && k->st.tp_rank == 0;
+    if (!speaks) sum = 0;
+    comm_allreduce_f64(grid_group(k->grid, GROUP_WORLD), &sum, 1, REDUCE_SUM);
+    return sum;
+}
+
+/* A key bias shifts all scores of a query alike: its gradient is zero but for rounding, and what is
+ * below this (the others are 1e-3 and more) is compared with it instead of with itself. */
+#define SMALLEST_GRADIENT 1e-3
+
+/* Largest relative difference (L2) of a parameter's gradient on any rank. */
+static double gradient_difference(const struct kit_rank *k, const struct golden *g,
+                                  double targets) {
+    double worst = 0;
+    for (int i = 0; i < k->st.params.n; i++) {
+        const struct param *q = &k->st.params.param[i];
+        int64_t n = param_local_count(q);
+        float *want = my_part(g->gradients, q);
+        double *got = xcalloc((size_t)n + 1, sizeof *got), far = 0, size = 0;
+        if (q->trainable) kit_gradient(k, q, got);
+        for (int64_t e = 0; e < n; e++) {
+            double d = got[e] / targets - (double)want[e];
+            far += d * d;
+            size += (double)want[e] * (double)want[e];
+        }
+        double relative = sqrt(far) / fmax(sqrt(size), SMALLEST_GRADIENT);
+        if (!(relative <= 1e-4)) printf("# %s: %.1e of %.1e\n", q->hf_name, sqrt(far), sqrt(size));
+        if (!(relative <= worst)) worst = relative;
+        free(want);
+        free(got);
+    }
+    comm_allreduce_f64(grid_group(k->grid, GROUP_WORLD), &worst, 1, REDUCE_MAX);
+    return worst;
+}
+
+static double log_probability(const struct golden *g, int64_t row, int32_t target) {
+    const float *z = g->logits + row * VOCAB;
+    double max = z[0], sum = 0;
+    for (int v = 1; v < VOCAB; v++) max = z[v] > max ? z[v] : max;
+    for (int v = 0; v < VOCAB; v++) sum += exp(z[v] - max);
+    return z[target] - max - log(sum);
+}
+
+/* Log-probabilities of several ids after every fifth row that has a next row in its sample. */
+static double probability_difference(struct kit_rank *k, const struct stack *s,
+                                     const struct golden *g) {
+    double worst = 0;
+    int64_t end = 0, sample = 0;
+    for (int64_t row = 0; row < g->n_ids; row += 5) {
+        while (row >= end) end += g->lengths[sample++];
+        if (row + 1 >= end || g->ids[row + 1] == IMAGE_ID) continue;
+        for (int32_t target = (int32_t)(row % 7); target < VOCAB; target += 31) {
+            struct kit_batch b = make_batch(s, g, row, target);
+            double want = log_probability(g, row, target);
+            double d = fabs(-run(k, &b, false) - want) / fabs(want);
+            if (!(d <= worst)) worst = d;
+            kit_batch_free(&b);
+        }
+    }
+    return worst;
+}
+
+static void test_layout(const struct golden *g, const char *what, int T, int P, const int *split,
+                        bool rows) {
+    struct config c = model_config(g->name);
+    c.parallel.sequence_parallel = rows;
+    struct stack s = kit_stack(&c);
+    struct grid *grid;
+    if (grid_create(T, P, false, 1, &grid) != 0) error_exit();
+    struct kit_layout l = {.P = P, .dtype = DTYPE_F32, .settings = {.micro_batches = 1}};
+    for (int i = 0; i < P; i++) l.split[i] = split[i];
+    struct kit_batch b = make_batch(&s, g, -1, 0);
+    struct kit_rank k;
+    kit_rank_begin(&k, &s, grid, &l, &b.mb);
+    load_weights(&k, g);
+    double targets = (double)b.mb.targets, loss = run(&k, &b, true) / targets;
+    verdict(fabs(loss - g->loss[0]) <= 1e-5 * fabs(g->loss[0]), g->name, what, "loss");
+    /* Under sequence parallelism replicated gradients are partial until the update sums them. */
+    if (!rows)
+        verdict(gradient_difference(&k, g, targets) <= 1e-4, g->name, what, "every gradient");
+    verdict(probability_difference(&k, &s, g) <= 1e-5, g->name, what, "log-probabilities");
+    pipeline_destroy(k.pl);
+    k.pl = NULL;
+    grid_destroy(grid);
+    kit_rank_end(&k);
+    backend_destroy(k.be);
+    kit_batch_free(&b);
+    stack_free(&s);
+}
+
+static void test_model(const char *model) {
+    struct golden g = golden_open(model);
+    switch (comm_world_size()) {
+    case 1:
+        test_layout(&g, "one rank", 1, 1, (int[]){7}, false);
+        break;
+    case 2:
+        test_layout(&g, "tensor 2", 2, 1, (int[]){7}, false);
+        test_layout(&g, "tensor 2, sequence parallel", 2, 1, (int[]){7}, true);
+        test_layout(&g, "pipeline 2", 1, 2, (int[]){2, 5}, false);
+        break;
+    case 3:
+        test_layout(&g, "pipeline 3", 1, 3, (int[]){3, 3, 1}, false);
+        break;
+    default:
+        test_layout(&g, "tensor 2 x pipeline 2", 2, 2, (int[]){5, 2}, false);
+        break;
+    }
+    golden_close(&g);
+}
+
+int main(int argc, char **argv) {
+    if (comm_init(&argc, &argv) != 0) error_exit();
+    test_model("mistral_last_but_one");
+    test_model("llama_last_full");
+    comm_finalize();
+    return failures != 0;
+}

@@ -146,7 +146,10 @@ static void set_fixed(struct hf_keys *k) {
 static void language_keys(struct reader *r, const char *type, struct hf_keys *k) {
     bool mistral = strcmp(type, "mistral") == 0;
     int64_t hidden = size_of(r, "hidden_size", 4096), heads = size_of(r, "num_attention_heads", 32);
-    if (!mistral) require(r, "model_type", type, "llama");
+    if (!mistral && strcmp(type, "llama") != 0)
+        r->rc = error_raise(EXIT_BAD_DATA,
+                            "%s: model_type is \"%.64s\": a LLaVA, a mistral or a llama is needed",
+                            r->path, type);
     require(r, "hidden_act", text(r, "hidden_act", "silu"), "silu");
     if (truth(r, "tie_word_embeddings", false))
         r->rc = error_raise(EXIT_BAD_DATA,

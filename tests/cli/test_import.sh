@@ -136,6 +136,8 @@ hostile a
 rm "$tmp/bad/model.safetensors" && ln -s "$PWD/$names/a/model.safetensors" "$tmp/bad/model.safetensors"
 refused 65 'is a symbolic link' "a link"
 expect 0 '^dry run' "a link that is asked for" "$STRATA" import "$tmp/bad" --follow-links --dry-run
+expect 65 'model_type is "clip": a LLaVA, a mistral or a llama is needed' "a tower alone" \
+    "$STRATA" import $names/clip --dry-run
 expect 64 'has no option --quick' "an unknown option" "$STRATA" import $names/a "$tmp/never" --quick
 expect 64 'SRC is a LLaVA folder' "no destination" "$STRATA" import $names/a
 yes "none of these left a folder" test ! -e "$tmp/never"

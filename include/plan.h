@@ -18,6 +18,7 @@ struct rank_plan {
     size_t caches;                                /* of generation, life of the run too */
     size_t activations;                           /* slots of the micro-batches in flight */
     size_t messages, scratch, workspace;
+    size_t snapshot;                     /* host copy of what this rank writes, with async_save */
     size_t group_workspace[GROUP_COUNT]; /* of the collectives of each group; sum: workspace */
     struct pipeline_memory pipeline;
 };
@@ -36,6 +37,7 @@ struct plan_layout { /* one grid and what runs on it */
     int64_t cache_rows; /* generation: longest sequence, 0: no caches */
     struct pipeline_settings pipeline;
     struct optim_settings optim;
+    bool snapshot, save_moments; /* async_save; the optimizer's state is saved too */
 };
 /* The layout that a checked job file describes (config_check_world was called). split: resolved. */
 void plan_layout_from_config(const struct config *cfg, const int64_t *split,

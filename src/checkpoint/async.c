@@ -59,14 +59,14 @@ int ckpt_save_begin(const struct ckpt_settings *settings, const struct ckpt_stat
     p->state = *state;
     h5_begin(settings); /* the library starts on the main thread: a parallel one calls MPI then */
     h5_end(settings);
-    int rc = save_begin(&p->save, settings, &p->state);
+    int rc = phase_begin(&p->save, settings, &p->state);
     if (rc != 0) {
-        rc = save_end(&p->save, rc);
+        rc = phase_end(&p->save, rc);
         free(p);
         return rc;
     }
-    save_snapshot(&p->save, host, host_bytes);
-    start(p, save_write);
+    phase_copy(&p->save, host, host_bytes);
+    start(p, phase_write);
     *pending = p;
     return 0;
 }
@@ -81,12 +81,12 @@ int ckpt_save_next(struct ckpt_pending **pending) {
           (long long)p->state.at.step);
     int rc = finish(p);
     if (!p->committing) {
-        rc = save_vote(&p->save, rc);
+        rc = phase_vote(&p->save, rc);
         p->committing = true;
-        if (rc == 0 && group_rank(p->save.world) == 0) start(p, save_commit);
+        if (rc == 0 && group_rank(p->save.world) == 0) start(p, phase_commit);
         if (rc == 0) return 0;
     }
-    rc = save_end(&p->save, rc);
+    rc = phase_end(&p->save, rc);
     free(p);
     *pending = NULL;
     return rc;

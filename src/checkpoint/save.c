@@ -113,7 +113,7 @@ static int prepare(struct save *s) {
     return group_rank(s->world) == 0 ? make_folder(s, bytes, s->tmp) : 0;
 }
 
-int save_begin(struct save *s, const struct ckpt_settings *settings,
+int phase_begin(struct save *s, const struct ckpt_settings *settings,
                const struct ckpt_state *state) {
     *s = (struct save){.set = settings, .st = state, .world = grid_group(state->grid, GROUP_WORLD)};
     fault_point("save.folder.before");
@@ -142,7 +142,7 @@ static int copy_part(const struct save *s, const struct part *p, char *host) {
     return rc;
 }
 
-void save_snapshot(struct save *s, char *host, size_t host_bytes) {
+void phase_copy(struct save *s, char *host, size_t host_bytes) {
     CHECK(!s->st->fetch, "weights that are fetched need no copy");
     CHECK((size_t)bytes_of_parts(&s->part) <= host_bytes,
           "%zu bytes planned for the copy, not %lld", host_bytes,
@@ -204,7 +204,7 @@ static int write_shard(struct save *s) {
     return rc;
 }
 
-int save_write(struct save *s) {
+int phase_write(struct save *s) {
     int rc = write_shard(s);
     if (!rc) rc = ckpt_verify_shard(s->set, s->tmp, s->m, s->id.index);
     fault_point("save.dirsync.before");
@@ -234,7 +234,7 @@ static int collect_shares(struct save *s) {
     return rc;
 }
 
-int save_vote(struct save *s, int rc) {
+int phase_vote(struct save *s, int rc) {
     fault_point("save.vote.before");
     rc = ckpt_agree(s->world, rc);
     fault_point("save.vote.after");
@@ -243,7 +243,7 @@ int save_vote(struct save *s, int rc) {
     return rc;
 }
 
-int save_commit(struct save *s) {
+int phase_commit(struct save *s) {
     TRY(ckpt_finish_folder(s->set, s->tmp, s->m));
     fault_point("save.manifest.after");
     int rc = ckpt_lock_check(s->set->lock);
@@ -254,7 +254,7 @@ int save_commit(struct save *s) {
     return 0;
 }
 
-int save_end(struct save *s, int rc) {
+int phase_end(struct save *s, int rc) {
     rc = ckpt_agree(s->world, rc);
     fault_point("save.commit.after");
     if (rc && s->tmp && group_rank(s->world) == 0 && folder_remove(s->tmp) != 0)
@@ -271,8 +271,8 @@ int save_end(struct save *s, int rc) {
 
 int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state) {
     struct save s;
-    int rc = save_begin(&s, settings, state);
-    if (!rc) rc = save_vote(&s, save_write(&s));
-    if (!rc && group_rank(s.world) == 0) rc = save_commit(&s);
-    return save_end(&s, rc);
+    int rc = phase_begin(&s, settings, state);
+    if (!rc) rc = phase_vote(&s, phase_write(&s));
+    if (!rc && group_rank(s.world) == 0) rc = phase_commit(&s);
+    return phase_end(&s, rc);
 }

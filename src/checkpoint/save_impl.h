@@ -15,19 +15,19 @@ struct save {
     char *tmp;
     const char *copy; /* host copy of all parts, one after the other; NULL: taken while writing */
 };
-/* 1, 2, collective: what goes where, the new folder. save_end is due in any case. */
-int save_begin(struct save *s, const struct ckpt_settings *settings,
+/* 1, 2, collective: what goes where, the new folder. phase_end is due in any case. */
+int phase_begin(struct save *s, const struct ckpt_settings *settings,
                const struct ckpt_state *state);
 /* 3: the copy, into a buffer of ckpt_snapshot_bytes. */
-void save_snapshot(struct save *s, char *host, size_t host_bytes);
+void phase_copy(struct save *s, char *host, size_t host_bytes);
 /* 4 to 8: this rank's shard. Does not communicate. */
-int save_write(struct save *s);
-/* 9, collective: the vote on rc, the codes of save_write; rank 0 then has the whole manifest. */
-int save_vote(struct save *s, int rc);
+int phase_write(struct save *s);
+/* 9, collective: the vote on rc, the codes of phase_write; rank 0 then has the whole manifest. */
+int phase_vote(struct save *s, int rc);
 /* 10 to 13: rank 0, which does not communicate. */
-int save_commit(struct save *s);
-/* Collective: agrees on rc, a code of save_commit or one already agreed on, and returns it. Without
+int phase_commit(struct save *s);
+/* Collective: agrees on rc, a code of phase_commit or one already agreed on, and returns it. Without
  * success the folder goes. */
-int save_end(struct save *s, int rc);
+int phase_end(struct save *s, int rc);
 
 #endif

@@ -131,10 +131,10 @@ static void print_stages(const struct check_report *r, FILE *to) {
 static void print_rank(const struct rank_plan *p, int rank, FILE *to) {
     fprintf(to,
             "  %5d %3d %3d %3d %3d..%-3d %10.2f %10.2f %10.2f %8.2f %11.2f %9.2f %9.2f %9.2f "
-            "%11.2f\n",
+            "%9.2f %11.2f\n",
             rank, p->tp, p->pp, p->dp, p->first, p->end - 1, mib(p->weights), mib(p->gradients),
             mib(p->optimizer), mib(p->tables), mib(p->activations), mib(p->messages),
-            mib(p->scratch), mib(p->workspace), mib(rank_plan_total(p)));
+            mib(p->scratch), mib(p->workspace), mib(p->snapshot), mib(rank_plan_total(p)));
 }
 
 static void print_memory(const struct check_report *r, FILE *to) {
@@ -142,7 +142,7 @@ static void print_memory(const struct check_report *r, FILE *to) {
     int most = 0;
     fprintf(to, "\nmemory per rank (MiB; what train takes before its first step)\n");
     fprintf(to, "   rank  tp  pp  dp  layers     weights  gradients  optimizer   tables activations"
-                "  messages   scratch workspace       total\n");
+                "  messages   scratch workspace  snapshot       total\n");
     for (int i = 0; i < r->n_ranks; i++) {
         if (rank_plan_total(&r->rank[i]) > rank_plan_total(&r->rank[most])) most = i;
         if (i < ROWS_MAX) print_rank(&r->rank[i], i, to);

@@ -2,6 +2,7 @@
 #ifndef STRATA_PLAN_IMPL_H
 #define STRATA_PLAN_IMPL_H
 
+#include "checkpoint.h"
 #include "plan.h"
 
 /* Layers before stage pp. */

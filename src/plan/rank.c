@@ -13,7 +13,7 @@ size_t rank_plan_step(const struct rank_plan *p) {
 }
 
 size_t rank_plan_total(const struct rank_plan *p) {
-    return rank_plan_life(p) + rank_plan_step(p) + p->scratch + p->workspace;
+    return rank_plan_life(p) + rank_plan_step(p) + p->scratch + p->workspace + p->snapshot;
 }
 
 void plan_layout_from_config(const struct config *cfg, const int64_t *split,
@@ -44,7 +44,9 @@ void plan_layout_from_config(const struct config *cfg, const int64_t *split,
                   .momentum = cfg->optimizer.sgd_momentum,
                   .weight_decay = cfg->optimizer.weight_decay,
                   .clip_grad = cfg->optimizer.clip_grad,
-                  .distributed = cfg->parallel.use_distributed_optimizer}};
+                  .distributed = cfg->parallel.use_distributed_optimizer},
+        .snapshot = cfg->checkpoint.async_save && cfg->checkpoint.save != NULL,
+        .save_moments = !cfg->checkpoint.no_save_optim};
 }
 
 int plan_first_layer(const struct plan_layout *l, int pp) {
@@ -65,6 +67,15 @@ static void count_params(const struct param_set *s, struct rank_plan *out) {
     }
 }
 
+/* What the copy of an asynchronous save takes. */
+static size_t measure_snapshot(const struct stage *st, const struct plan_layout *l,
+                               const struct grid *grid, struct backend *be, const struct optim *o) {
+    struct ckpt_state s = {
+        .grid = grid, .set = &st->params, .be = be, .sharded_optimizer = l->optim.distributed};
+    s.piece = optim_pieces(o, &s.n_pieces);
+    return align_up(ckpt_snapshot_bytes(&s, l->save_moments));
+}
+
 /* States and the workspace of one update; the measuring groups note what the update would need. */
 static int measure_optimizer(struct stage *st, const struct plan_layout *l, const struct grid *grid,
                              struct backend *be, struct arena *life, struct rank_plan *out) {
@@ -78,6 +89,7 @@ static int measure_optimizer(struct stage *st, const struct plan_layout *l, cons
         struct optim_result result;
         rc = optim_layout(o, be, life);
         if (rc == 0) rc = optim_step(o, &in, &result);
+        if (rc == 0 && l->snapshot) out->snapshot = measure_snapshot(st, l, grid, be, o);
         optim_destroy(o);
     }
     free(index);

@@ -21,6 +21,7 @@ int infer_stage(struct run *r, int micro_batches, int64_t cache_rows, const char
     plan_layout_from_config(r->cfg, r->split, &r->layout);
     r->layout.pipeline.micro_batches = micro_batches;
     r->layout.recompute = REPEAT_NOTHING;
+    r->layout.snapshot = false; /* nothing is saved */
     r->layout.cache_rows = cache_rows;
     TRY(setup_agree(r, setup_stage(r)));
     return save_load_weights(r, from, &r->loaded);

@@ -111,10 +111,11 @@ static bool multiple(int64_t step, int64_t interval) {
 
 static int finish(struct run *r, const char *state, int exit_code, const char *reason) {
     fault_point("finish.before");
-    if (r->last_saved != r->at.step) TRY(save_checkpoint(r));
+    TRY(save_checkpoint(r, true));
     fault_point("finish.saved");
     TRY(report_status(r, state, exit_code, reason));
     fault_point("finish.told");
+    save_report(r);
     log_info("%s after step %lld of %lld: %s", state, (long long)r->at.step,
              (long long)r->cfg->derived.train_iters, reason);
     return exit_code;
@@ -122,7 +123,9 @@ static int finish(struct run *r, const char *state, int exit_code, const char *r
 
 int run_steps(struct run *r) {
     const struct config *c = r->cfg;
-    if (stop_wanted(r) == STOP_FINISH) return finish(r, "stopped", EXIT_OK, "a STOP file is there");
+    bool busy;
+    if (stop_wanted(r, &busy) == STOP_FINISH)
+        return finish(r, "stopped", EXIT_OK, "a STOP file is there");
     while (r->at.step < c->derived.train_iters) {
         struct step_numbers n;
         TRY(run_step(r, &n));
@@ -134,12 +137,13 @@ int run_steps(struct run *r) {
         if (multiple(r->at.step, c->training.check_weight_hash_across_dp_replicas_interval))
             TRY(replica_check(r));
         fault_point("save.ask.before");
-        enum stop_level level = stop_wanted(r);
+        enum stop_level level = stop_wanted(r, &busy);
+        TRY(save_go_on(r, busy));
         fault_point("save.ask.after");
         bool last = r->at.step == c->derived.train_iters;
         if (last || multiple(r->at.step, c->eval.eval_interval)) TRY(evaluation_run(r, last));
         if (!last && (level == STOP_SAVE || multiple(r->at.step, c->checkpoint.save_interval)))
-            TRY(save_checkpoint(r));
+            TRY(save_checkpoint(r, false));
         if (last) break;
         if (level == STOP_FINISH) return finish(r, "stopped", EXIT_OK, "asked to stop");
         if (level == STOP_AGAIN)
@@ -154,6 +158,7 @@ int train_run(struct config *cfg) {
     struct run r;
     int rc = run_begin(&r, cfg);
     if (rc == 0) rc = run_steps(&r);
+    if (rc == EXIT_NUMERIC) save_wait(&r); /* all ranks are here: what is being written is good */
     if (rc != 0 && rc != EXIT_AGAIN) {
         report_status(&r, "failed", rc, error_text());
         ckpt_unlock(&r.lock); /* a start on another host could not tell that this one is over */

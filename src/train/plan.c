@@ -109,7 +109,7 @@ int train_split(struct config *cfg, const struct stack *s, const struct microbat
 
 /* ---- the limit --------------------------------------------------------------------------------------- */
 /* The first three that this job has not used up. */
-static void remedies(const struct config *cfg, char *text, size_t size) {
+static void remedies(const struct config *cfg, const struct rank_plan *p, char *text, size_t size) {
     const struct {
         bool open;
         const char *what;
@@ -118,6 +118,7 @@ static void remedies(const struct config *cfg, char *text, size_t size) {
         {!cfg->parallel.use_distributed_optimizer && cfg->derived.data_parallel_size > 1,
          "use_distributed_optimizer = true"},
         {cfg->training.micro_batch_size > 1, "a smaller micro_batch_size"},
+        {p->snapshot > 0, "async_save = false"},
         {true, "a larger pipeline_model_parallel_size"},
         {true, "a larger tensor_model_parallel_size"},
         {true, "a smaller decoder_seq_length"}};
@@ -137,14 +138,14 @@ int train_check_memory(const struct config *cfg, const struct rank_plan *p, int 
     double needed = (double)rank_plan_total(p) / gib;
     if (limit <= 0 || needed <= limit) return 0;
     char text[256];
-    remedies(cfg, text, sizeof text);
+    remedies(cfg, p, text, sizeof text);
     return config_raise(
         cfg, &cfg->run.memory_limit_gib,
         "rank %d (tensor %d, stage %d, layers %d..%d) needs %.3f GiB: weights %.3f, "
         "gradients %.3f, optimizer %.3f, tables %.3f, activations %.3f, messages "
-        "%.3f, scratch %.3f, workspace %.3f; less is needed with %s",
+        "%.3f, scratch %.3f, workspace %.3f, snapshot %.3f; less is needed with %s",
         rank, p->tp, p->pp, p->first, p->end - 1, needed, (double)p->weights / gib,
         (double)p->gradients / gib, (double)p->optimizer / gib, (double)p->tables / gib,
         (double)p->activations / gib, (double)p->messages / gib, (double)p->scratch / gib,
-        (double)p->workspace / gib, text);
+        (double)p->workspace / gib, (double)p->snapshot / gib, text);
 }

@@ -20,19 +20,20 @@ static double mib(size_t bytes) {
 /* The plan of a rank, and what its arenas have really handed out before the first step. */
 struct rank_memory {
     struct rank_plan plan;
-    size_t life, step;
+    size_t life, step, snapshot;
 };
 
 static void report_rank(const struct rank_memory *m, int rank) {
     const struct rank_plan *p = &m->plan;
-    log_info(
-        "  rank %3d  tp %d pp %d dp %d  layers %2d..%2d  weights %.1f gradients %.1f states "
-        "%.1f tables %.1f activations %.1f messages %.1f scratch %.1f workspace %.1f = %.1f MiB"
-        " (without the last two %zu bytes, taken %zu)",
-        rank, p->tp, p->pp, p->dp, p->first, p->end - 1, mib(p->weights), mib(p->gradients),
-        mib(p->optimizer), mib(p->tables), mib(p->activations), mib(p->messages), mib(p->scratch),
-        mib(p->workspace), mib(rank_plan_total(p)), rank_plan_life(p) + rank_plan_step(p),
-        m->life + m->step);
+    log_info("  rank %3d  tp %d pp %d dp %d  layers %2d..%2d  weights %.1f gradients %.1f states "
+             "%.1f tables %.1f activations %.1f messages %.1f snapshot %.1f scratch %.1f workspace "
+             "%.1f = "
+             "%.1f MiB"
+             " (without the last two %zu bytes, taken %zu)",
+             rank, p->tp, p->pp, p->dp, p->first, p->end - 1, mib(p->weights), mib(p->gradients),
+             mib(p->optimizer), mib(p->tables), mib(p->activations), mib(p->messages),
+             mib(p->snapshot), mib(p->scratch), mib(p->workspace), mib(rank_plan_total(p)),
+             rank_plan_life(p) + rank_plan_step(p) + p->snapshot, m->life + m->step + m->snapshot);
 }
 
 void report_plan(const struct run *r) {
@@ -40,7 +41,7 @@ void report_plan(const struct run *r) {
     const struct group *world = grid_group(r->grid, GROUP_WORLD);
     int n = group_size(world);
     struct rank_memory *all = xcalloc((size_t)n, sizeof *all);
-    struct rank_memory mine = {r->plan, r->life.peak, r->step.peak};
+    struct rank_memory mine = {r->plan, r->life.peak, r->step.peak, r->saving.host_bytes};
     comm_gather(world, &mine, sizeof mine, all);
     log_info("strata %s: %s, %" PRId64 " parameters, %" PRId64 " trained, %d layers = %d vision + "
              "%d projector + %d language, fp32 on cpu, %d threads per rank",
@@ -53,8 +54,7 @@ void report_plan(const struct run *r) {
                        (long long)r->split[i]);
     log_info("%d ranks = tensor %d x pipeline %d x data %d, split_spec = %s, %d micro-batches of "
              "%" PRId64 " samples per data rank and step",
-             n, r->layout.tp, r->layout.pp, r->layout.dp,
-             split, r->layout.pipeline.micro_batches,
+             n, r->layout.tp, r->layout.pp, r->layout.dp, split, r->layout.pipeline.micro_batches,
              c->training.micro_batch_size);
     for (int i = 0; i < n; i++) report_rank(&all[i], i);
     struct dataset_report d;

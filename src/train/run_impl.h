@@ -12,6 +12,18 @@ struct totals { /* over the steps of one log interval */
 
 struct replica_check; /* replica.c */
 
+struct saving {
+    char *host; /* copy of what this rank writes, with async_save */
+    size_t host_bytes;
+    struct ckpt_pending *pending; /* being written beside the training */
+    int64_t step, bytes;          /* of the save under way or done last */
+    double begun;
+    bool told;     /* that it takes long */
+    double *stall; /* seconds that training stood still, of each save of this run */
+    int64_t n_stalls, capacity;
+    int failures; /* in a row */
+};
+
 struct run {
     struct config *cfg;
     struct grid *grid;
@@ -38,9 +50,13 @@ struct run {
     struct ckpt_row *history;
     int64_t n_history;
     char tokenizer_sha256[65], *used_ini, *split_text, run_uuid[64];
+    char parent_uuid[37], order_key[96];
+    struct ckpt_key *key; /* the job file as checkpoints store it */
+    int64_t n_keys;
     int64_t last_saved; /* step of the newest checkpoint of this run, -1: none */
-    int save_failures;
-    char *loaded; /* folder of the weights of an inference */
+    char *loaded;       /* folder of the weights of an inference */
+    struct saving saving;
+    pthread_mutex_t hdf5_lock; /* a thread may write a checkpoint while this one reads data */
 
     struct replica_check *replicas;
     char *save_path, *stop_path; /* files that ask for something */
@@ -89,9 +105,18 @@ int evaluation_run(struct run *r, bool last);
 
 /* save.c */
 void save_setup(struct run *r);
-int save_checkpoint(struct run *r); /* a failure that may be survived returns 0 and is logged */
-int save_resume(struct run *r);     /* finds and loads, or starts anew */
+int save_resume(struct run *r); /* finds and loads, or starts anew */
 int save_load_weights(struct run *r, const char *from, char **dir); /* dir: what was loaded */
+struct ckpt_state save_state(struct run *r);
+void save_end(struct run *r);
+
+/* saving.c. Collective over the world; a failure that may be survived returns 0 and is logged. */
+int save_take_memory(struct run *r);           /* not collective: the copy of async_save */
+int save_checkpoint(struct run *r, bool last); /* last: returns when it is written */
+bool save_busy(struct run *r);                 /* not collective: this rank writes beside a step */
+int save_go_on(struct run *r, bool busy);      /* busy: any rank is, as agreed */
+int save_wait(struct run *r);                  /* until nothing is written beside the training */
+void save_report(struct run *r);
 
 /* resume.c: the job file of the checkpoint against the present one; ckpt_settings.accept. */
 int resume_accept(void *run, const struct ckpt_found *found);
@@ -115,6 +140,8 @@ enum stop_level {
     STOP_AGAIN,  /* TERM, USR1, time: save, exit 75 */
 };
 void stop_install(struct run *r);
-enum stop_level stop_wanted(struct run *r); /* collective over the world; rank 0 looks at files */
+/* Collective over the world; rank 0 looks at files. busy: save_busy of any rank, by the same
+ * message. */
+enum stop_level stop_wanted(struct run *r, bool *busy);
 
 #endif

@@ -6,29 +6,33 @@
 #include "fault.h"
 
 /* Every key of the job file, as the checkpoint stores it. */
-struct key_list {
-    struct ckpt_key *key;
-    int64_t n, capacity;
-};
-
-static void add_key(void *arg, const char *section, const char *key, const char *value,
+static void add_key(void *run, const char *section, const char *key, const char *value,
                     bool defaulted) {
-    struct key_list *l = arg;
+    struct run *r = run;
     if (value == NULL) return;
-    if (l->n == l->capacity) {
-        l->capacity = l->capacity ? 2 * l->capacity : 128;
-        l->key = xrealloc(l->key, (size_t)l->capacity * sizeof *l->key);
-    }
-    l->key[l->n++] = (struct ckpt_key){xstrdup(section), xstrdup(key), xstrdup(value), defaulted};
+    r->key = xrealloc(r->key, (size_t)(r->n_keys + 1) * sizeof *r->key);
+    r->key[r->n_keys++] =
+        (struct ckpt_key){xstrdup(section), xstrdup(key), xstrdup(value), defaulted};
 }
 
-static void free_keys(struct key_list *l) {
-    for (int64_t i = 0; i < l->n; i++) {
-        free((void *)l->key[i].section);
-        free((void *)l->key[i].key);
-        free((void *)l->key[i].value);
+void save_end(struct run *r) {
+    for (int64_t i = 0; i < r->n_keys; i++) {
+        free((void *)r->key[i].section);
+        free((void *)r->key[i].key);
+        free((void *)r->key[i].value);
     }
-    free(l->key);
+    free(r->key);
+    free(r->saving.host);
+    free(r->saving.stall);
+    pthread_mutex_destroy(&r->hdf5_lock);
+    ckpt_unlock(&r->lock);
+}
+
+/* The order of samples is a function of these. */
+static void describe_order(struct run *r) {
+    snprintf(r->order_key, sizeof r->order_key, "philox packing %d, seed %lld, shuffle %s",
+             RNG_PACKING_VERSION, (long long)r->cfg->training.seed,
+             r->cfg->data.shuffle ? "true" : "false");
 }
 
 void save_setup(struct run *r) {
@@ -59,6 +63,7 @@ void save_setup(struct run *r) {
         .index = c->checkpoint.index,
         .save_derived_weights = c->checkpoint.save_derived_weights,
         .lock = &r->lock,
+        .hdf5_lock = &r->hdf5_lock,
         .accept = resume_accept,
         .accept_arg = r};
     r->foreign = pretrained_is_foreign(c);
@@ -74,15 +79,12 @@ void save_setup(struct run *r) {
         fprintf(to, "%s%lld", i > 0 ? "," : "", (long long)r->split[i]);
     fclose(to);
     r->split_text = text;
+    pthread_mutex_init(&r->hdf5_lock, NULL);
+    config_each(c, add_key, r);
+    describe_order(r);
 }
 
-/* The order of samples is a function of these. */
-static void order_key(const struct run *r, char text[96]) {
-    snprintf(text, 96, "philox packing %d, seed %lld, shuffle %s", RNG_PACKING_VERSION,
-             (long long)r->cfg->training.seed, r->cfg->data.shuffle ? "true" : "false");
-}
-
-static struct ckpt_state describe_state(struct run *r, struct key_list *keys, char order[96]) {
+struct ckpt_state save_state(struct run *r) {
     const struct config *c = r->cfg;
     struct ckpt_state s = {.grid = r->grid,
                            .set = &r->stage.params,
@@ -92,7 +94,7 @@ static struct ckpt_state describe_state(struct run *r, struct key_list *keys, ch
                            .family = config_choice(c, &c->run.family),
                            .seed = c->training.seed,
                            .global_batch_size = c->training.global_batch_size,
-                           .order_key = order,
+                           .order_key = r->order_key,
                            .dataset_sha256 = r->data != NULL ? dataset_digest(r->data) : NULL,
                            .tokenizer_sha256 = r->tokenizer_sha256,
                            .template_text = config_choice(c, &c->data.conversation_template),
@@ -102,41 +104,13 @@ static struct ckpt_state describe_state(struct run *r, struct key_list *keys, ch
                            .split_spec = r->split_text,
                            .used_ini = r->used_ini,
                            .run_uuid = r->run_uuid,
+                           .parent_uuid = r->parent_uuid,
+                           .key = r->key,
+                           .n_keys = r->n_keys,
                            .history = r->history,
                            .n_history = r->n_history};
     if (r->optim != NULL) s.piece = optim_pieces(r->optim, &s.n_pieces);
-    order_key(r, order);
-    config_each(c, add_key, keys);
-    s.key = keys->key;
-    s.n_keys = keys->n;
     return s;
-}
-
-int save_checkpoint(struct run *r) {
-    if (r->ckpt.save == NULL) return 0;
-    struct key_list keys = {0};
-    char order[96];
-    struct ckpt_state state = describe_state(r, &keys, order);
-    double start = clock_seconds();
-    fault_point("save.before");
-    int rc = ckpt_save(&r->ckpt, &state);
-    fault_point("save.after");
-    free_keys(&keys);
-    if (rc == 0) {
-        r->last_saved = r->at.step;
-        r->save_failures = 0;
-        log_info("saved step %lld in %s (%.2f s)", (long long)r->at.step, r->ckpt.save,
-                 clock_seconds() - start);
-        return 0;
-    }
-    if (++r->save_failures >= r->cfg->checkpoint.save_max_failures)
-        return error_note(rc, "%d saves in a row failed ([checkpoint] save_max_failures)",
-                          r->save_failures);
-    if (r->first_rank) error_print(stderr);
-    error_clear();
-    log_info("step %lld was not saved; older checkpoints are untouched and training goes on",
-             (long long)r->at.step);
-    return 0;
 }
 
 /* Room for the rows of the checkpoint and of all steps still to come: a job may train for fewer
@@ -155,10 +129,8 @@ int save_resume(struct run *r) {
     r->history = xcalloc((size_t)r->cfg->derived.train_iters + 1, sizeof *r->history);
     if (r->ckpt.load == NULL && r->ckpt.save == NULL && !r->foreign) return 0;
     if (r->ckpt.save != NULL) TRY(ckpt_lock(r->ckpt.save, r->grid, &r->lock));
-    struct key_list keys = {0};
     struct ckpt_found found = {0};
-    char order[96];
-    struct ckpt_state state = describe_state(r, &keys, order);
+    struct ckpt_state state = save_state(r);
     state.history = NULL;
     state.n_history = 0;
     fault_point("resume.described");
@@ -166,7 +138,6 @@ int save_resume(struct run *r) {
     fault_point("resume.loaded");
     if (rc == 0 && found.weights_only) rc = resume_same_model(r, &found);
     if (rc == 0 && !found.any && r->foreign) rc = pretrained_load(r, &state);
-    free_keys(&keys);
     TRY(rc);
     if (found.n_skipped > 0) log_info("passed over:\n%s", found.skipped);
     if (!found.any) {
@@ -188,18 +159,14 @@ int save_resume(struct run *r) {
 }
 
 int save_load_weights(struct run *r, const char *from, char **dir) {
-    struct key_list keys = {0};
     struct ckpt_found found = {0};
-    char order[96];
     save_setup(r);
     r->ckpt.load = from;
     r->ckpt.save = NULL;
     r->ckpt.resume = CKPT_RESUME_MUST;
     r->ckpt.finetune = true; /* weights alone */
-    struct ckpt_state state = describe_state(r, &keys, order);
-    int rc = ckpt_resume(&r->ckpt, &state, &found);
-    free_keys(&keys);
-    TRY(rc);
+    struct ckpt_state state = save_state(r);
+    TRY(ckpt_resume(&r->ckpt, &state, &found));
     r->at.step = found.step;
     *dir = xstrdup(found.dir);
     ckpt_found_free(&found);

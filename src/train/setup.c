@@ -47,6 +47,7 @@ static int take_memory(struct run *r) {
     TRY(take_arena(r, &r->life, "weights and states", rank_plan_life(&r->plan)));
     TRY(take_arena(r, &r->step, "activations and messages", rank_plan_step(&r->plan)));
     TRY(take_arena(r, &r->scratch, "scratch", r->plan.scratch));
+    TRY(save_take_memory(r));
     for (int g = 0; g < GROUP_COUNT; g++)
         group_reserve(grid_group(r->grid, (enum group_id)g), r->be, r->plan.group_workspace[g]);
     return 0;
@@ -203,7 +204,7 @@ int run_begin(struct run *r, struct config *cfg) {
 
 void run_end(struct run *r) {
     report_end(r);
-    ckpt_unlock(&r->lock);
+    save_end(r);
     evaluation_end(r);
     replica_check_end(r);
     pipeline_destroy(r->pipeline);

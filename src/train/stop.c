@@ -55,8 +55,8 @@ static bool file_asks(const char *path, bool remove) {
     return there;
 }
 
-enum stop_level stop_wanted(struct run *r) {
-    int64_t level = stop_signal;
+enum stop_level stop_wanted(struct run *r, bool *busy) {
+    int64_t word[2] = {stop_signal, save_busy(r)}, level = word[0];
     if (stop_signal == STOP_SAVE) stop_signal = STOP_NO;
     if (r->first_rank) {
         if (file_asks(r->save_path, true) && level < STOP_SAVE) level = STOP_SAVE;
@@ -66,6 +66,8 @@ enum stop_level stop_wanted(struct run *r) {
             level = STOP_AGAIN;
     }
     fault_point("save.ask.in");
-    comm_allreduce_i64(grid_group(r->grid, GROUP_WORLD), &level, 1, REDUCE_MAX);
-    return (enum stop_level)level;
+    word[0] = level;
+    comm_allreduce_i64(grid_group(r->grid, GROUP_WORLD), word, 2, REDUCE_MAX);
+    *busy = word[1] != 0;
+    return (enum stop_level)word[0];
 }

@@ -113,6 +113,9 @@ compare() { # NAME RANKS OVERRIDES...
 compare "one rank" 1
 compare "uneven tensor shares" 3 parallel:tensor_model_parallel_size=3
 compare "stages, auto" 4 parallel:pipeline_model_parallel_size=4
+compare "the copy of async_save" 4 parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4 \
+    parallel:use_distributed_optimizer=true "checkpoint:save=$TEST_TMP/copy" checkpoint:async_save=true
+yes "which is a kind of its own" python3 -c "import json; d = json.load(open('$TEST_TMP/json')); assert all(r['bytes']['snapshot'] > 0 for r in d['ranks'])"
 compare "all three and sharded states" 8 parallel:tensor_model_parallel_size=2 parallel:pipeline_model_parallel_size=2 \
     parallel:use_distributed_optimizer=true parallel:split_spec=5,4
 compare "sequence parallel, frozen tower, recompute" 6 parallel:tensor_model_parallel_size=2 parallel:pipeline_model_parallel_size=3 \

@@ -1,0 +1,200 @@
+/* A save while training goes on: the same bytes as a synchronous one, of the state at its beginning;
+ * failures are agreed on and leave nothing behind. */
+/* ranks: 1 2 4 */
+#include <time.h>
+#include <unistd.h>
+
+#include "ckpt_model.h"
+
+static int test_failures;
+static char folder[256], path[4][512];
+static struct grid *grid;
+static struct backend *be;
+static pthread_mutex_t hdf5_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static const struct group *world(void) {
+    return grid_group(grid, GROUP_WORLD);
+}
+
+static void verdict(bool good, const char *name) {
+    int bad = comm_vote(world(), good ? 0 : 1);
+    test_failures += bad != 0;
+    if (!good) printf("# rank %d: %s: %s\n", comm_world_rank(), name, error_text());
+    if (comm_world_rank() == 0) printf("%s - %s\n", bad ? "not ok" : "ok", name);
+}
+
+static const char *path_in(int slot, const char *name) {
+    snprintf(path[slot], sizeof path[slot], "%s/%s", folder, name);
+    return path[slot];
+}
+
+static bool run_command(const char *command) {
+    FILE *f = popen(command, "r");
+    char line[512];
+    while (f && fgets(line, sizeof line, f)) printf("# %s", line);
+    return f && pclose(f) == 0;
+}
+
+static struct ckpt_settings settings_in(const char *save) {
+    return (struct ckpt_settings){.save = save,
+                                  .ckpt_step = -1,
+                                  .resume = CKPT_RESUME_AUTO,
+                                  .most_recent_k = -1,
+                                  .index = true,
+                                  .save_derived_weights = true,
+                                  .hdf5_lock = &hdf5_lock,
+                                  .reproducible = true};
+}
+
+static void build(struct model *m, int64_t step, bool sharded) {
+    const struct group *tp = grid_group(grid, GROUP_TP), *pp = grid_group(grid, GROUP_PP);
+    const struct group *dp = grid_group(grid, GROUP_DP);
+    model_build(m, be, (int[]){group_size(tp), group_rank(tp)},
+                (int[]){group_size(pp), group_rank(pp)}, (int[]){group_size(dp), group_rank(dp)},
+                sharded);
+    m->state.grid = grid;
+    model_fill(m, (int)step);
+    m->state.at = (struct ckpt_counters){.step = step, .consumed_samples = 8 * step};
+    m->state.used_ini = "[run]\nfamily = llava\n";
+}
+
+/* As the trainer does, step by step; the number of steps it took. */
+static int finish(struct ckpt_pending *p, int *rc) {
+    int steps = 0;
+    *rc = 0;
+    while (p != NULL) {
+        int64_t busy = ckpt_save_busy(p);
+        const struct timespec pause = {.tv_nsec = 1000000};
+        comm_allreduce_i64(world(), &busy, 1, REDUCE_MAX);
+        if (!busy) *rc = ckpt_save_next(&p);
+        nanosleep(&pause, NULL);
+        steps++;
+    }
+    return steps;
+}
+
+static int save_beside(const struct ckpt_settings *s, struct model *m, int *steps) {
+    size_t bytes = ckpt_snapshot_bytes(&m->state, true);
+    char *host = xmalloc(bytes);
+    struct ckpt_pending *p;
+    int rc = ckpt_save_begin(s, &m->state, host, bytes, &p);
+    model_fill(m, 77); /* the next step */
+    m->state.at.step = 77;
+    if (rc == 0) *steps = finish(p, &rc);
+    free(host);
+    return rc;
+}
+
+static void the_same_bytes(bool sharded) {
+    struct ckpt_settings now = settings_in(path_in(0, sharded ? "now-1" : "now-0"));
+    struct ckpt_settings beside = settings_in(path_in(1, sharded ? "beside-1" : "beside-0"));
+    struct model m;
+    int steps = 0;
+    build(&m, 3, sharded);
+    bool good = ckpt_save(&now, &m.state) == 0;
+    good = good && save_beside(&beside, &m, &steps) == 0 && steps >= 2;
+    model_free(&m);
+    comm_barrier(world());
+    if (comm_world_rank() == 0) {
+        char *command = xasprintf("diff -r '%s' '%s'", now.save, beside.save);
+        good = run_command(command) && good;
+        free(command);
+    }
+    verdict(good, sharded ? "the same bytes, sharded states" : "the same bytes");
+    build(&m, 0, sharded);
+    struct ckpt_found found;
+    good = ckpt_resume(&beside, &m.state, &found) == 0 && found.any && found.step == 3 &&
+           m.state.at.step == 3 && model_wrong(&m, 3, true) == 0;
+    free((void *)(uintptr_t)m.state.history);
+    ckpt_found_free(&found);
+    model_free(&m);
+    verdict(good, "and they load");
+}
+
+/* A measuring grid, as the planner has it, counts the same bytes. */
+static void the_plan_knows_the_copy(void) {
+    struct model m;
+    const struct group *tp = grid_group(grid, GROUP_TP), *pp = grid_group(grid, GROUP_PP);
+    const struct group *dp = grid_group(grid, GROUP_DP);
+    build(&m, 3, true);
+    size_t taken = ckpt_snapshot_bytes(&m.state, true);
+    struct grid *measuring =
+        grid_create_measuring(group_size(tp), group_size(pp), group_size(dp), false,
+                              group_rank(tp), group_rank(pp), group_rank(dp));
+    m.state.grid = measuring;
+    bool good = ckpt_snapshot_bytes(&m.state, true) == taken &&
+                ckpt_snapshot_bytes(&m.state, false) < taken;
+    grid_destroy(measuring);
+    model_free(&m);
+    verdict(good, "the plan knows the copy");
+}
+
+static void remove_folder(const char *at) {
+    char *command = xasprintf("rm -rf '%s'", at);
+    CHECK(run_command(command), "%s", command);
+    free(command);
+}
+
+/* The temporary folder goes away under the writers. */
+static void a_failure_is_agreed_on(void) {
+    struct ckpt_settings s = settings_in(path_in(0, "fails"));
+    struct model m;
+    int steps = 0, rc;
+    build(&m, 3, false);
+    bool good = ckpt_save(&s, &m.state) == 0;
+    m.state.at.step = 4;
+    size_t bytes = ckpt_snapshot_bytes(&m.state, true);
+    char *host = xmalloc(bytes);
+    struct ckpt_pending *p;
+    good = good && ckpt_save_begin(&s, &m.state, host, bytes, &p) == 0;
+    char *tmp = xasprintf("%s/iter_0000004.tmp-pid%ld-0", s.save, (long)getpid());
+    if (comm_world_rank() == 0) remove_folder(tmp);
+    steps = finish(p, &rc);
+    good = good && steps > 0 && rc != 0 && error_count() > 0;
+    error_clear();
+    free(tmp);
+    free(host);
+    struct ckpt_found found;
+    good = ckpt_find(&s, grid, &found) == 0 && found.any && found.step == 3 && good;
+    ckpt_found_free(&found);
+    good = save_beside(&s, &m, &steps) == 0 && good; /* and the next one is well */
+    good = ckpt_find(&s, grid, &found) == 0 && found.step == 4 && good;
+    ckpt_found_free(&found);
+    model_free(&m);
+    verdict(good, "a failure is agreed on, the one before stands, the next is well");
+}
+
+static void beginning_fails(void) {
+    struct ckpt_settings s = settings_in("/proc/strata-cannot-be-made");
+    struct model m;
+    struct ckpt_pending *p = (void *)&m;
+    char host[1];
+    build(&m, 3, false);
+    int rc = ckpt_save_begin(&s, &m.state, host, 1, &p);
+    bool good = (rc == EXIT_CANT_CREATE || rc == EXIT_NO_PERMISSION) && p == NULL;
+    if (good) error_clear();
+    model_free(&m);
+    verdict(good, "a beginning that fails leaves nothing pending");
+}
+
+int main(int argc, char **argv) {
+    if (comm_init(&argc, &argv) != 0) error_exit();
+    int n = comm_world_size(), tp = n == 4 ? 2 : 1, pp = n > 1 ? 2 : 1;
+    if (grid_create(tp, pp, false, 5, &grid) != 0) error_exit();
+    if (backend_create_cpu(DTYPE_F32, 1, n, &be) != 0) error_exit();
+    const char *tmp = getenv("TMPDIR");
+    snprintf(folder, sizeof folder, "%s/strata-async-XXXXXX", tmp ? tmp : "/tmp");
+    if (comm_world_rank() == 0) CHECK(mkdtemp(folder), "%s", folder);
+    comm_broadcast(world(), folder, sizeof folder, 0);
+    the_same_bytes(false);
+    the_same_bytes(true);
+    the_plan_knows_the_copy();
+    a_failure_is_agreed_on();
+    beginning_fails();
+    comm_barrier(world());
+    if (comm_world_rank() == 0 && test_failures == 0) remove_folder(folder);
+    backend_destroy(be);
+    grid_destroy(grid);
+    comm_finalize();
+    return test_failures != 0;
+}

@@ -26,30 +26,50 @@ int ckpt_discard(const char *save, const char *name) {
     return rc;
 }
 
-int ckpt_commit_folder(const char *save, const char *tmp, int64_t step) {
-    char name[40], number[32];
-    snprintf(name, sizeof name, "iter_%07lld", (long long)step);
+/* Step 12: advisory, so that a failure is told and no more. */
+static void write_latest(const char *save, int64_t step) {
+    char number[32], *path = xasprintf("%s/%s", save, CKPT_LATEST);
     snprintf(number, sizeof number, "%lld\n", (long long)step);
-    char *final = xasprintf("%s/%s", save, name), *mark = xasprintf("%s.refused", final);
-    char *latest = xasprintf("%s/%s", save, CKPT_LATEST), *trash = trash_name(save, name);
-    int rc = 0;
-    bool again = folder_exists(final); /* the same step once more, after a roll-back */
-    fault_point("save.rename.before");
-    if (again) rc = folder_remove(trash);
-    if (again && !rc) rc = folder_rename(final, trash);
+    fault_point("save.latest.before");
+    if (file_write_atomic(path, number, strlen(number)) != 0) {
+        log_warn("step %lld is saved, but %s does not say so: %s", (long long)step, path,
+                 error_text());
+        error_clear();
+    }
+    fault_point("save.latest.after");
+    free(path);
+}
+
+/* The same step once more, after a roll-back: the old one goes only when the new one has its name. */
+static int replace_folder(const char *tmp, const char *final, const char *trash) {
+    TRY(folder_remove(trash));
+    TRY(folder_rename(final, trash));
     fault_point("save.rename.old");
-    if (!rc) rc = folder_rename(tmp, final);
+    int rc = folder_rename(tmp, final);
+    if (rc && rename(trash, final) != 0)
+        error_note(rc, "and what was there before is now %s", trash);
+    return rc;
+}
+
+int ckpt_commit_folder(const char *save, const char *tmp, int64_t step) {
+    char name[40];
+    snprintf(name, sizeof name, "iter_%07lld", (long long)step);
+    char *final = xasprintf("%s/%s", save, name), *mark = xasprintf("%s.refused", final);
+    char *trash = trash_name(save, name);
+    bool again = folder_exists(final);
+    fault_point("save.rename.before");
+    int rc = again ? replace_folder(tmp, final, trash) : folder_rename(tmp, final);
     fault_point("save.rename.in");
     if (!rc) unlink(mark);
     if (!rc) rc = folder_sync(save);
     fault_point("save.rename.after");
-    fault_point("save.latest.before");
-    if (!rc) rc = file_write_atomic(latest, number, strlen(number));
-    fault_point("save.latest.after");
-    if (!rc && again) rc = folder_remove(trash);
+    if (!rc) write_latest(save, step);
+    if (!rc && again && folder_remove(trash) != 0) {
+        log_warn("%s stays until the next start: %s", trash, error_text());
+        error_clear();
+    }
     free(final);
     free(mark);
-    free(latest);
     free(trash);
     return rc;
 }

@@ -12,13 +12,29 @@
 #define CHUNK ((size_t)1 << 20)
 #define IO_TRIES 4
 
+/* What a network file system may get over. */
+static bool passing_error(int error) {
+    return error == EIO || error == ESTALE || error == EINTR;
+}
+
+static void pause_before_retry(int tries) {
+    struct timespec pause = {.tv_nsec = 50000000L << tries};
+    nanosleep(&pause, NULL);
+}
+
 /* A regular file inside the folder, never through a link. */
 static int open_file(const char *dir, const char *name, int *fd) {
-    int folder = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     struct stat st;
-    *fd = folder < 0 ? -1 : openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    int error = errno;
-    if (folder >= 0) close(folder);
+    int error = 0;
+    for (int tries = 0;; tries++) {
+        int folder = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        *fd =
+            folder < 0 ? -1 : openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        error = errno;
+        if (folder >= 0) close(folder);
+        if (*fd >= 0 || !passing_error(error) || tries == IO_TRIES) break;
+        pause_before_retry(tries);
+    }
     if (*fd < 0)
         return error_raise(EXIT_BAD_DATA, "%s/%s cannot be opened: %s", dir, name, strerror(error));
     if (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)) return 0;
@@ -40,11 +56,10 @@ static int read_at(int fd, char *to, size_t n, int64_t at, const char *dir, cons
         if (got == 0)
             return error_raise(EXIT_BAD_DATA, "%s/%s ends at byte %lld", dir, name, (long long)at);
         if (errno == EINTR) continue;
-        if ((errno != EIO && errno != ESTALE) || ++tries == IO_TRIES)
+        if (!passing_error(errno) || ++tries == IO_TRIES)
             return error_raise(EXIT_IO, "%s/%s: reading failed at byte %lld: %s", dir, name,
                                (long long)at, strerror(errno));
-        struct timespec pause = {.tv_nsec = 50000000L << tries};
-        nanosleep(&pause, NULL);
+        pause_before_retry(tries);
     }
     return 0;
 }

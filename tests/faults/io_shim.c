@@ -1,0 +1,190 @@
+/* One call below one folder goes wrong. Preloaded into a run (io_faults.sh), or part of a test
+ * (test_io_faults.c). Calls that make, change or remove something are counted from 0, in the order
+ * they come, if their path lies below IO_FAULT_FOLDER or their descriptor was opened there.
+ *
+ *   IO_FAULT=K:KIND:RANK   at the K-th call on that rank (of mpirun): ENOSPC EIO EDQUOT EINTR fail,
+ *                          SHORT writes half, KILL ends the process, FULL is ENOSPC from then on
+ *   IO_FAULT_LOG=FILE      a line when it happens */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "faults/io_shim.h"
+
+#define FDS 1024
+static struct {
+    char folder[512], log[512];
+    enum io_fault_kind kind;
+    int64_t at;
+    atomic_llong calls;
+    atomic_bool fired;
+    bool ours[FDS];
+} shim = {.at = -1};
+
+static const char *const kind_name[IO_FAULT_KINDS] = {"ENOSPC", "EIO",  "EDQUOT", "EINTR",
+                                                      "SHORT",  "KILL", "FULL"};
+
+const char *io_fault_name(enum io_fault_kind kind) {
+    return kind_name[kind];
+}
+
+void io_fault_arm(const char *folder, int64_t at, enum io_fault_kind kind) {
+    snprintf(shim.folder, sizeof shim.folder, "%s", folder);
+    shim.at = at;
+    shim.kind = kind;
+    shim.calls = 0;
+    shim.fired = false;
+}
+
+bool io_fault_fired(void) {
+    return shim.fired;
+}
+
+__attribute__((constructor)) static void read_environment(void) {
+    const char *text = getenv("IO_FAULT"), *folder = getenv("IO_FAULT_FOLDER");
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *log = getenv("IO_FAULT_LOG");
+    if (text == NULL || folder == NULL || rank == NULL) return;
+    const char *kind = strchr(text, ':'), *victim = kind ? strchr(kind + 1, ':') : NULL;
+    if (victim == NULL || strcmp(victim + 1, rank) != 0) return;
+    if (log) snprintf(shim.log, sizeof shim.log, "%s", log);
+    for (int i = 0; i < IO_FAULT_KINDS; i++)
+        if (strncmp(kind + 1, kind_name[i], (size_t)(victim - kind - 1)) == 0)
+            io_fault_arm(folder, strtoll(text, NULL, 10), (enum io_fault_kind)i);
+}
+
+static void tell(const char *call) {
+    char line[64];
+    if (shim.log[0] == 0) return;
+    int fd = (int)syscall(SYS_openat, AT_FDCWD, shim.log, O_WRONLY | O_CREAT | O_APPEND, 0666);
+    int n = snprintf(line, sizeof line, "%s %s\n", kind_name[shim.kind], call);
+    if (fd >= 0) {
+        syscall(SYS_write, fd, line, (size_t)n);
+        syscall(SYS_close, fd);
+    }
+}
+
+/* true: errno is set and the call must fail. */
+static bool goes_wrong(bool ours, const char *call, bool *half) {
+    static const int code[IO_FAULT_KINDS] = {ENOSPC, EIO, EDQUOT, EINTR, 0, 0, ENOSPC};
+    if (half) *half = false;
+    if (shim.at < 0 || !ours) return false;
+    int64_t now = shim.calls++;
+    if (now != shim.at && !(shim.kind == IO_FAULT_FULL && now > shim.at)) return false;
+    if (!shim.fired) tell(call);
+    shim.fired = true;
+    if (shim.kind == IO_FAULT_KILL) kill(getpid(), SIGKILL);
+    if (shim.kind == IO_FAULT_SHORT) {
+        if (half) *half = true;
+        return false;
+    }
+    errno = code[shim.kind];
+    return true;
+}
+
+static bool below(const char *path) {
+    return shim.at >= 0 && strncmp(path, shim.folder, strlen(shim.folder)) == 0;
+}
+static bool known(int fd) {
+    return fd >= 0 && fd < FDS && shim.ours[fd];
+}
+
+static int open_any(int dir, const char *path, int flags, mode_t mode) {
+    bool ours = path[0] == '/' ? below(path) : known(dir);
+    if (goes_wrong(ours, "open", NULL)) return -1;
+    int fd = (int)syscall(SYS_openat, dir, path, flags, mode);
+    if (fd >= 0 && fd < FDS) shim.ours[fd] = ours;
+    return fd;
+}
+
+#define MODE(flags)                                                                                \
+    mode_t mode = 0;                                                                               \
+    if ((flags)&O_CREAT) {                                                                         \
+        va_list args;                                                                              \
+        va_start(args, flags);                                                                     \
+        mode = va_arg(args, mode_t);                                                               \
+        va_end(args);                                                                              \
+    }
+int open(const char *path, int flags, ...) {
+    MODE(flags)
+    return open_any(AT_FDCWD, path, flags, mode);
+}
+int open64(const char *path, int flags, ...) {
+    MODE(flags)
+    return open_any(AT_FDCWD, path, flags, mode);
+}
+int openat(int dir, const char *path, int flags, ...) {
+    MODE(flags)
+    return open_any(dir, path, flags, mode);
+}
+int openat64(int dir, const char *path, int flags, ...) {
+    MODE(flags)
+    return open_any(dir, path, flags, mode);
+}
+int __open_2(const char *path, int flags);
+int __open_2(const char *path, int flags) {
+    return open_any(AT_FDCWD, path, flags, 0);
+}
+int __open64_2(const char *path, int flags);
+int __open64_2(const char *path, int flags) {
+    return open_any(AT_FDCWD, path, flags, 0);
+}
+int close(int fd) {
+    bool ours = known(fd);
+    if (ours) shim.ours[fd] = false;
+    int rc = (int)syscall(SYS_close, fd); /* gone in any case, as on Linux */
+    return goes_wrong(ours, "close", NULL) ? -1 : rc;
+}
+
+static ssize_t put(int fd, const void *data, size_t n, off_t at, bool placed) {
+    bool half;
+    if (goes_wrong(known(fd), placed ? "pwrite" : "write", &half)) return -1;
+    if (half && n > 1) n /= 2;
+    return placed ? syscall(SYS_pwrite64, fd, data, n, at) : syscall(SYS_write, fd, data, n);
+}
+ssize_t write(int fd, const void *data, size_t n) {
+    return put(fd, data, n, 0, false);
+}
+ssize_t pwrite(int fd, const void *data, size_t n, off_t at) {
+    return put(fd, data, n, at, true);
+}
+ssize_t pwrite64(int fd, const void *data, size_t n, off64_t at) {
+    return put(fd, data, n, at, true);
+}
+int fsync(int fd) {
+    return goes_wrong(known(fd), "fsync", NULL) ? -1 : (int)syscall(SYS_fsync, fd);
+}
+int ftruncate(int fd, off_t n) {
+    return goes_wrong(known(fd), "ftruncate", NULL) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
+}
+int ftruncate64(int fd, off64_t n) {
+    return goes_wrong(known(fd), "ftruncate", NULL) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
+}
+int rename(const char *from, const char *to) {
+    return goes_wrong(below(from), "rename", NULL) ? -1 : (int)syscall(SYS_rename, from, to);
+}
+int link(const char *from, const char *to) {
+    return goes_wrong(below(from), "link", NULL) ? -1 : (int)syscall(SYS_link, from, to);
+}
+int mkdir(const char *path, mode_t mode) {
+    return goes_wrong(below(path), "mkdir", NULL) ? -1 : (int)syscall(SYS_mkdir, path, mode);
+}
+int unlink(const char *path) {
+    return goes_wrong(below(path), "unlink", NULL) ? -1 : (int)syscall(SYS_unlink, path);
+}
+int unlinkat(int dir, const char *path, int flags) {
+    bool ours = path[0] == '/' ? below(path) : known(dir);
+    return goes_wrong(ours, "unlinkat", NULL) ? -1 : (int)syscall(SYS_unlinkat, dir, path, flags);
+}
+int rmdir(const char *path) {
+    return goes_wrong(below(path), "rmdir", NULL) ? -1 : (int)syscall(SYS_rmdir, path);
+}

@@ -18,6 +18,7 @@ struct ckpt_case {
     struct team_layout at;
     int split[CASE_LAYERS]; /* layers of each stage */
     bool sharded;
+    bool one_layer; /* the model is a single layer */
 };
 struct ckpt_job { /* one call of a team */
     struct ckpt_case c;
@@ -63,7 +64,8 @@ static void case_model(struct model *m, const struct ckpt_case *c, const struct 
     int first = 0, stage = group_rank(pp);
     for (int i = 0; i < stage; i++) first += c->split[i];
     model_build_stage(m, case_backend, (int[]){group_size(tp), group_rank(tp)},
-                      (int[]){first, first + c->split[stage], CASE_LAYERS},
+                      c->one_layer ? (int[]){1, 2, 3}
+                                   : (int[]){first, first + c->split[stage], CASE_LAYERS},
                       (int[]){group_size(dp), group_rank(dp)}, c->sharded);
     m->state.grid = grid;
     m->state.split_spec = "any";

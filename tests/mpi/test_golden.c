@@ -1,7 +1,8 @@
 /* ranks: 1 2 3 4 */
-/* Against Hugging Face transformers: the tiny models of tests/golden/hf/values, whose losses, logits
- * and gradients transformers computed in fp64 (make_hf.py there). Loss and log-probabilities agree
- * within 1e-5, every gradient within 1e-4, on one rank and cut over tensor and pipeline ranks. */
+/* Against Hugging Face transformers: the tiny models of tests/golden/hf/values, whose losses,
+ * logits, gradients and greedy tokens transformers computed in fp64 (make_hf.py there). Loss,
+ * log-probabilities and logits agree within 1e-5, every gradient within 1e-4, greedy tokens exactly;
+ * on one rank and cut over tensor and pipeline ranks. */
 #include "model_kit.h"
 #include "safetensors.h"
 
@@ -54,8 +55,8 @@ static void *read_raw(const struct safetensors *s, const char *name, int64_t *n)
 
 struct golden {
     const char *name;
-    int64_t n_ids, n_samples, n_pixels, n_logits, n_loss;
-    int64_t *ids, *labels, *lengths, *images;
+    int64_t n_ids, n_samples, n_pixels, n_logits, n_loss, n_greedy;
+    int64_t *ids, *labels, *lengths, *images, *greedy; /* greedy: [samples][n_greedy / samples] */
     float *pixels, *logits;
     double *loss;
     struct safetensors *weights, *gradients;
@@ -68,6 +69,7 @@ static struct golden golden_open(const char *model) {
     g.labels = read_raw(s, "labels", &g.n_ids);
     g.lengths = read_raw(s, "lengths", &g.n_samples);
     g.images = read_raw(s, "images", &g.n_samples);
+    g.greedy = read_raw(s, "greedy", &g.n_greedy);
     g.loss = read_raw(s, "loss", &g.n_loss);
     g.pixels = read_floats(s, "pixels", &g.n_pixels);
     g.logits = read_floats(s, "logits", &g.n_logits);
@@ -82,6 +84,7 @@ static void golden_close(struct golden *g) {
     free(g->labels);
     free(g->lengths);
     free(g->images);
+    free(g->greedy);
     free(g->loss);
     free(g->pixels);
     free(g->logits);
@@ -138,6 +141,38 @@ static struct kit_batch make_batch(const struct stack *s, const struct golden *g
           (long long)b.mb.tokens, (long long)g->n_ids);
     memcpy(b.pixels, g->pixels, (size_t)g->n_pixels * sizeof *b.pixels);
     return b;
+}
+
+/* Prompts of all samples, each with the first n ids that transformers generated after it. */
+static struct kit_batch make_prompts(const struct stack *s, const struct golden *g, int64_t n) {
+    struct kit_batch b = kit_batch_begin(s, (int)g->n_samples, 0, 0);
+    int64_t k = kit_rows_per_image(s), most = g->n_greedy / g->n_samples;
+    for (int64_t i = 0, at = 0; i < g->n_samples; at += g->lengths[i++]) {
+        int32_t ids[MOST_ROWS], labels[MOST_ROWS];
+        struct kit_text t = {0, ids, labels};
+        for (int64_t j = at; g->labels[j] < 0; t.length++) {
+            bool image = g->ids[j] == IMAGE_ID;
+            ids[t.length] = image ? -1 : (int32_t)g->ids[j];
+            j += image ? k : 1;
+        }
+        for (int64_t j = 0; j < n; j++) ids[t.length++] = (int32_t)g->greedy[i * most + j];
+        for (int32_t j = 0; j < t.length; j++) labels[j] = -1;
+        kit_batch_append(s, &b, (int)i, &t);
+    }
+    kit_batch_end(s, &b, 1);
+    memcpy(b.pixels, g->pixels, (size_t)g->n_pixels * sizeof *b.pixels);
+    return b;
+}
+
+/* The head gives logits of target rows: every row becomes one, or the last of each sample. */
+static void ask_logits(struct kit_batch *b, bool every) {
+    b->mb.targets = 0;
+    for (int64_t i = 0; i < b->mb.tokens; i++) {
+        bool last = i + 1 == b->mb.tokens || b->row[i + 1].sample != b->row[i].sample;
+        b->row[i].target = every || last ? 0 : -1;
+        b->mb.targets += b->row[i].target >= 0;
+    }
+    b->mb.hash = microbatch_hash(&b->mb);
 }
 
 /* My part of a tensor of the files, in the order of the local matrix. */
@@ -232,6 +267,65 @@ static double probability_difference(struct kit_rank *k, const struct stack *s,
     return worst;
 }
 
+/* Logits [targets][VOCAB] on every rank; free() them. */
+static double *run_logits(struct kit_rank *k, const struct kit_batch *b) {
+    struct kit_source arg = {b, &k->st, 1.0};
+    struct microbatch_source source = kit_source(&arg);
+    struct cut cut = vocabulary_cut(&k->st.stack->shape.language);
+    int64_t columns = cut_part(&cut, k->st.tp_size, k->st.tp_rank).total;
+    int64_t rows = b->mb.targets, n_loss = 0;
+    float *mine = xcalloc((size_t)(rows * columns) + 1, sizeof *mine);
+    double *all = xcalloc((size_t)(rows * VOCAB), sizeof *all), sum = 0;
+    struct tensor to = tensor_view(mine, rows, columns, DTYPE_F32);
+    struct pipeline_result result = {.loss_sum = &sum, .loss_rows = &n_loss, .logits = &to};
+    if (pipeline_run(k->pl, &source, 0, false, &result) != 0) error_exit();
+    bool speaks = k->st.end == k->st.stack->n_layers;
+    for (int64_t i = 0; speaks && i < rows * columns; i++) {
+        int64_t v = cut_local_to_global(&cut, k->st.tp_size, k->st.tp_rank, i % columns);
+        all[i / columns * VOCAB + v] = (double)mine[i];
+    }
+    comm_allreduce_f64(grid_group(k->grid, GROUP_WORLD), all, rows * VOCAB, REDUCE_SUM);
+    free(mine);
+    return all;
+}
+
+/* Largest relative difference (L2) of a row of logits. */
+static double logits_difference(struct kit_rank *k, const struct kit_batch *b,
+                                const struct golden *g) {
+    double *got = run_logits(k, b), worst = 0;
+    for (int64_t row = 0; row < b->mb.tokens; row++) {
+        double far = 0, size = 0;
+        for (int64_t v = row * VOCAB; v < (row + 1) * VOCAB; v++) {
+            double want = (double)g->logits[v];
+            far += (got[v] - want) * (got[v] - want);
+            size += want * want;
+        }
+        double relative = sqrt(far / size);
+        if (!(relative <= worst)) worst = relative;
+    }
+    free(got);
+    return worst;
+}
+
+/* Does the best id after each prompt and what follows it come out as transformers' generate()? */
+static bool greedy_is_same(struct kit_rank *k, const struct stack *s, const struct golden *g) {
+    int64_t most = g->n_greedy / g->n_samples, wrong = 0;
+    for (int64_t n = 0; n < most; n++) {
+        struct kit_batch b = make_prompts(s, g, n);
+        ask_logits(&b, false);
+        double *z = run_logits(k, &b);
+        for (int64_t i = 0; i < g->n_samples; i++) {
+            int64_t best = 0;
+            for (int64_t v = 1; v < VOCAB; v++)
+                if (z[i * VOCAB + v] > z[i * VOCAB + best]) best = v;
+            wrong += best != g->greedy[i * most + n];
+        }
+        free(z);
+        kit_batch_free(&b);
+    }
+    return wrong == 0;
+}
+
 static void test_layout(const struct golden *g, const char *what, int T, int P, const int *split,
                         bool rows) {
     struct config c = model_config(g->name);
@@ -241,22 +335,27 @@ static void test_layout(const struct golden *g, const char *what, int T, int P, 
     if (grid_create(T, P, false, 1, &grid) != 0) error_exit();
     struct kit_layout l = {.P = P, .dtype = DTYPE_F32, .settings = {.micro_batches = 1}};
     for (int i = 0; i < P; i++) l.split[i] = split[i];
-    struct kit_batch b = make_batch(&s, g, -1, 0);
+    struct kit_batch batch[3] = {make_batch(&s, g, -1, 0), make_batch(&s, g, -1, 0),
+                                 make_prompts(&s, g, g->n_greedy / g->n_samples)};
+    ask_logits(&batch[1], true);
+    struct microbatch largest = kit_largest(batch, 3);
     struct kit_rank k;
-    kit_rank_begin(&k, &s, grid, &l, &b.mb);
+    kit_rank_begin(&k, &s, grid, &l, &largest);
     load_weights(&k, g);
-    double targets = (double)b.mb.targets, loss = run(&k, &b, true) / targets;
+    double targets = (double)batch[0].mb.targets, loss = run(&k, &batch[0], true) / targets;
     verdict(fabs(loss - g->loss[0]) <= 1e-5 * fabs(g->loss[0]), g->name, what, "loss");
     /* Under sequence parallelism replicated gradients are partial until the update sums them. */
     if (!rows)
         verdict(gradient_difference(&k, g, targets) <= 1e-4, g->name, what, "every gradient");
     verdict(probability_difference(&k, &s, g) <= 1e-5, g->name, what, "log-probabilities");
+    verdict(logits_difference(&k, &batch[1], g) <= 1e-5, g->name, what, "logits of every row");
+    verdict(greedy_is_same(&k, &s, g), g->name, what, "greedy tokens");
     pipeline_destroy(k.pl);
     k.pl = NULL;
     grid_destroy(grid);
     kit_rank_end(&k);
     backend_destroy(k.be);
-    kit_batch_free(&b);
+    for (int i = 0; i < 3; i++) kit_batch_free(&batch[i]);
     stack_free(&s);
 }
 

@@ -5,8 +5,8 @@
 
 values/NAME/   a tiny LlavaForConditionalGeneration with random weights: config.json and
                model.safetensors (fp32, names of llava-hf); expected.safetensors (ids, labels, pixels,
-               logits, losses) and gradients.safetensors (of every weight), computed in fp64 by
-               transformers from exactly these weights.
+               logits, losses, greedily generated ids) and gradients.safetensors (of every
+               weight), computed in fp64 by transformers from exactly these weights.
 names/SCHEME/  one still smaller model under every naming scheme and in several types. Its values are
                exact in fp16 and bf16, so that all of them are the same model.
 
@@ -26,6 +26,7 @@ from transformers import LlamaConfig, MistralConfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 IMAGE = 5  # id of <image>
+GREEDY = 8  # ids generated after each prompt
 
 
 def folder(*parts):
@@ -108,6 +109,19 @@ def samples(prompts, n_image_tokens, seed):
     return out
 
 
+def greedy(model, ids, labels, args):
+    """What transformers' generate() appends to the prompt (the ids before the answer)."""
+    prompt = torch.tensor([ids[:next(i for i, l in enumerate(labels) if l >= 0)]])
+    model.generation_config.eos_token_id = None
+    out = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+                         max_new_tokens=GREEDY, output_logits=True, return_dict_in_generate=True,
+                         **args)
+    for z in out.logits:  # no tie: the choice does not hang on rounding
+        best = z[0].topk(2).values
+        assert best[0] - best[1] > 1e-3, best
+    return out.sequences[0, prompt.shape[1]:]
+
+
 def make_values(number, name, text_class, base, layer, select, prompts):
     torch.manual_seed(number)
     config, model = build(text_class, base, layer, select)
@@ -131,7 +145,7 @@ def make_values(number, name, text_class, base, layer, select, prompts):
     n_images = sum(r[2] for r in rows)
     pixels = torch.randn((n_images, 3, 28, 28), generator=g).float()
     n_targets = sum(l != -100 for r in rows for l in r[1][1:])
-    total, logits, losses, image = 0.0, [], [], 0
+    total, logits, losses, tokens, image = 0.0, [], [], [], 0
     for ids, labels, n in rows:
         args = {"pixel_values": pixels[image:image + n].double()} if n else {}
         image += n
@@ -141,6 +155,7 @@ def make_values(number, name, text_class, base, layer, select, prompts):
         total = total + each / n_targets
         logits.append(z.detach())
         losses.append(each.detach())
+        tokens.append(greedy(model, ids, labels, args))
     total.backward()
     save_file({"ids": torch.tensor([i for r in rows for i in r[0]]),
                "labels": torch.tensor([i for r in rows for i in r[1]]),
@@ -148,6 +163,7 @@ def make_values(number, name, text_class, base, layer, select, prompts):
                "images": torch.tensor([r[2] for r in rows]),
                "pixels": pixels,
                "logits": torch.cat(logits).float().contiguous(),
+               "greedy": torch.stack(tokens).contiguous(),
                "loss_sums": torch.stack(losses).double(),
                "loss": total.detach().double().reshape(1)},
               os.path.join(path, "expected.safetensors"))

@@ -196,6 +196,13 @@ int ckpt_verify_shard(const struct ckpt_settings *set, const char *dir, struct c
 /* Coverage, index.h5, manifest, fsync: afterwards the folder is complete. */
 int ckpt_finish_folder(const struct ckpt_settings *set, const char *dir, struct ckpt_manifest *m);
 
+/* ---- loading what all data-parallel ranks hold: one reads, the others get it --------------------- */
+/* Data-parallel rank that reads each part; this one's own where the others have another part. */
+int *parts_deal_readers(const struct ckpt_state *s, const struct part_list *list);
+/* Collective over dp, after reading: sends the common parts; those without a tensor stay. */
+void parts_send(const struct ckpt_state *s, const struct part_list *list, const int *reader,
+                const struct ckpt_tensor *const *tensor);
+
 /* ---- agreement over the world --------------------------------------------------------------------- */
 /* Collective: the largest code of all ranks; a rank without an error of its own records the
  * sentence of the lowest failing rank. */

@@ -17,6 +17,7 @@ struct load {
     bool moments;
     struct part_list part;
     const struct ckpt_tensor **tensor; /* of each part; NULL: stays as it is */
+    int *reader;                       /* of each part: rank in the data-parallel group */
 };
 
 /* ---- the model of the job against the tensors of the checkpoint ------------------------------------------- */
@@ -114,8 +115,9 @@ static int by_block(const void *a, const void *b) {
 static int64_t plan_reads(const struct load *l, struct piece_read **out) {
     struct piece_read *r = NULL;
     int64_t n = 0, capacity = 0;
+    int me = group_rank(grid_group(l->st->grid, GROUP_DP));
     for (int64_t i = 0; i < l->part.n; i++) {
-        const struct ckpt_tensor *t = l->tensor[i];
+        const struct ckpt_tensor *t = l->reader[i] == me ? l->tensor[i] : NULL;
         int64_t covered = 0;
         for (int64_t j = 0; t && j < t->n_blocks; j++) {
             struct box both;
@@ -306,13 +308,16 @@ int ckpt_load(const struct ckpt_settings *settings, const struct ckpt_found *fou
     fault_point("resume.match.before");
     int rc = match_tensors(&l);
     fault_point("resume.match.after");
+    if (!rc) l.reader = parts_deal_readers(state, &l.part);
     if (!rc) rc = ckpt_agree(l.world, read_tensors(&l));
+    if (!rc) parts_send(state, &l.part, l.reader, l.tensor);
     fault_point("resume.read.after");
     if (!rc && !found->weights_only) rc = load_run(&l);
     fault_point("resume.run.after");
     mark_damaged(rc, l.world, found);
     part_list_free(&l.part);
     free(l.tensor);
+    free(l.reader);
     return rc;
 }
 

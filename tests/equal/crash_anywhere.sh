@@ -10,7 +10,7 @@
 # but for its name, an unfinished one, half-removed rubbish, a damaged newest checkpoint).
 #
 # STRATA_LONG=1 takes all cases, otherwise a sample. CRASH_CASES=REGEX: those whose name matches.
-# CRASH_WORKERS=N (2) run side by side.
+# CRASH_WORKERS=N (2) run side by side. CRASH_ASYNC=true: checkpoints are written beside the training.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 BUILD=${BUILD:-build}
@@ -38,6 +38,7 @@ train() {
         parallel:pipeline_model_parallel_size=2 parallel:split_spec=2,3 \
         parallel:use_distributed_optimizer=true "checkpoint:save=$dir/save" \
         checkpoint:save_interval=1 checkpoint:most_recent_k=2 checkpoint:reproducible=true \
+        "checkpoint:async_save=${CRASH_ASYNC:-false}" \
         >"$dir/log" 2>&1 </dev/null
 }
 

@@ -182,7 +182,7 @@ int main(int argc, char **argv) {
     int n = comm_world_size(), tp = n == 4 ? 2 : 1, pp = n > 1 ? 2 : 1;
     if (grid_create(tp, pp, false, 5, &grid) != 0) error_exit();
     if (backend_create_cpu(DTYPE_F32, 1, n, &be) != 0) error_exit();
-    const char *tmp = getenv("TMPDIR");
+    const char *tmp = getenv("TEST_TMP");
     snprintf(folder, sizeof folder, "%s/strata-async-XXXXXX", tmp ? tmp : "/tmp");
     if (comm_world_rank() == 0) CHECK(mkdtemp(folder), "%s", folder);
     comm_broadcast(world(), folder, sizeof folder, 0);

@@ -15,6 +15,7 @@ static int code_of_open(int err) {
 }
 
 static int code_of_create(int err) {
+    if (err == ENOSPC || err == EDQUOT || err == EIO) return EXIT_IO;
     return err == EACCES || err == EPERM || err == EROFS ? EXIT_NO_PERMISSION : EXIT_CANT_CREATE;
 }
 

@@ -1,4 +1,5 @@
 /* build/strata: one program, a command each. */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,6 +35,7 @@ static int usage(FILE *to) {
 }
 
 int main(int argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is an error of write, not a death */
     if (argc < 2) return usage(stderr);
     if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0) return usage(stdout);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)

@@ -109,9 +109,16 @@ static bool multiple(int64_t step, int64_t interval) {
     return interval > 0 && step % interval == 0;
 }
 
+/* Nothing follows that would try again: a save that failed is repeated until save_max_failures. */
+static int save_last(struct run *r) {
+    do TRY(save_checkpoint(r, true));
+    while (r->ckpt.save != NULL && r->last_saved != r->at.step);
+    return 0;
+}
+
 static int finish(struct run *r, const char *state, int exit_code, const char *reason) {
     fault_point("finish.before");
-    TRY(save_checkpoint(r, true));
+    TRY(save_last(r));
     fault_point("finish.saved");
     TRY(report_status(r, state, exit_code, reason));
     fault_point("finish.told");

@@ -43,7 +43,6 @@ void stop_install(struct run *r) {
     act.sa_handler = remember;
     act.sa_flags = SA_RESTART;
     stop_signal = STOP_NO;
-    signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is an error of write, not a death */
     if (!r->cfg->training.exit_signal_handler) return;
     const int signals[] = {SIGTERM, SIGUSR1, SIGUSR2, SIGINT, configured_signal(r)};
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) sigaction(signals[i], &act, NULL);

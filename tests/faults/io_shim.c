@@ -4,7 +4,8 @@
  *
  *   IO_FAULT=K:KIND:RANK   at the K-th call on that rank (of mpirun): ENOSPC EIO EDQUOT EINTR fail,
  *                          SHORT writes half, KILL ends the process, FULL is ENOSPC from then on
- *   IO_FAULT_LOG=FILE      a line when it happens */
+ *   IO_FAULT_LOG=FILE      a line when it happens
+ *   IO_FAULT=-1:EIO:RANK   nothing goes wrong; the number of calls is written there at the end */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -28,6 +29,7 @@ static struct {
     int64_t at;
     atomic_llong calls;
     atomic_bool fired;
+    bool counting;
     bool ours[FDS];
 } shim = {.at = -1};
 
@@ -60,26 +62,32 @@ __attribute__((constructor)) static void read_environment(void) {
     for (int i = 0; i < IO_FAULT_KINDS; i++)
         if (strncmp(kind + 1, kind_name[i], (size_t)(victim - kind - 1)) == 0)
             io_fault_arm(folder, strtoll(text, NULL, 10), (enum io_fault_kind)i);
+    shim.counting = shim.at < 0;
 }
 
 static void tell(const char *call) {
     char line[64];
     if (shim.log[0] == 0) return;
     int fd = (int)syscall(SYS_openat, AT_FDCWD, shim.log, O_WRONLY | O_CREAT | O_APPEND, 0666);
-    int n = snprintf(line, sizeof line, "%s %s\n", kind_name[shim.kind], call);
+    int n = call ? snprintf(line, sizeof line, "%s %s\n", kind_name[shim.kind], call)
+                 : snprintf(line, sizeof line, "%lld\n", (long long)shim.calls);
     if (fd >= 0) {
         syscall(SYS_write, fd, line, (size_t)n);
         syscall(SYS_close, fd);
     }
 }
 
-/* true: errno is set and the call must fail. */
-static bool goes_wrong(bool ours, const char *call, bool *half) {
+__attribute__((destructor)) static void tell_calls(void) {
+    if (shim.counting) tell(NULL);
+}
+
+/* true: errno is set and the call must fail. takes_room: a full disk would refuse it. */
+static bool goes_wrong(bool ours, bool takes_room, const char *call, bool *half) {
     static const int code[IO_FAULT_KINDS] = {ENOSPC, EIO, EDQUOT, EINTR, 0, 0, ENOSPC};
     if (half) *half = false;
-    if (shim.at < 0 || !ours) return false;
+    if ((shim.at < 0 && !shim.counting) || !ours) return false;
     int64_t now = shim.calls++;
-    if (now != shim.at && !(shim.kind == IO_FAULT_FULL && now > shim.at)) return false;
+    if (shim.kind == IO_FAULT_FULL ? now < shim.at || !takes_room : now != shim.at) return false;
     if (!shim.fired) tell(call);
     shim.fired = true;
     if (shim.kind == IO_FAULT_KILL) kill(getpid(), SIGKILL);
@@ -92,7 +100,7 @@ static bool goes_wrong(bool ours, const char *call, bool *half) {
 }
 
 static bool below(const char *path) {
-    return shim.at >= 0 && strncmp(path, shim.folder, strlen(shim.folder)) == 0;
+    return (shim.at >= 0 || shim.counting) && strncmp(path, shim.folder, strlen(shim.folder)) == 0;
 }
 static bool known(int fd) {
     return fd >= 0 && fd < FDS && shim.ours[fd];
@@ -100,7 +108,7 @@ static bool known(int fd) {
 
 static int open_any(int dir, const char *path, int flags, mode_t mode) {
     bool ours = path[0] == '/' ? below(path) : known(dir);
-    if (goes_wrong(ours, "open", NULL)) return -1;
+    if (goes_wrong(ours, (flags & O_CREAT) != 0, "open", NULL)) return -1;
     int fd = (int)syscall(SYS_openat, dir, path, flags, mode);
     if (fd >= 0 && fd < FDS) shim.ours[fd] = ours;
     return fd;
@@ -142,12 +150,12 @@ int close(int fd) {
     bool ours = known(fd);
     if (ours) shim.ours[fd] = false;
     int rc = (int)syscall(SYS_close, fd); /* gone in any case, as on Linux */
-    return goes_wrong(ours, "close", NULL) ? -1 : rc;
+    return goes_wrong(ours, false, "close", NULL) ? -1 : rc;
 }
 
 static ssize_t put(int fd, const void *data, size_t n, off_t at, bool placed) {
     bool half;
-    if (goes_wrong(known(fd), placed ? "pwrite" : "write", &half)) return -1;
+    if (goes_wrong(known(fd), true, placed ? "pwrite" : "write", &half)) return -1;
     if (half && n > 1) n /= 2;
     return placed ? syscall(SYS_pwrite64, fd, data, n, at) : syscall(SYS_write, fd, data, n);
 }
@@ -161,30 +169,31 @@ ssize_t pwrite64(int fd, const void *data, size_t n, off64_t at) {
     return put(fd, data, n, at, true);
 }
 int fsync(int fd) {
-    return goes_wrong(known(fd), "fsync", NULL) ? -1 : (int)syscall(SYS_fsync, fd);
+    return goes_wrong(known(fd), true, "fsync", NULL) ? -1 : (int)syscall(SYS_fsync, fd);
 }
 int ftruncate(int fd, off_t n) {
-    return goes_wrong(known(fd), "ftruncate", NULL) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
+    return goes_wrong(known(fd), true, "ftruncate", NULL) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
 }
 int ftruncate64(int fd, off64_t n) {
-    return goes_wrong(known(fd), "ftruncate", NULL) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
+    return goes_wrong(known(fd), true, "ftruncate", NULL) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
 }
 int rename(const char *from, const char *to) {
-    return goes_wrong(below(from), "rename", NULL) ? -1 : (int)syscall(SYS_rename, from, to);
+    return goes_wrong(below(from), false, "rename", NULL) ? -1 : (int)syscall(SYS_rename, from, to);
 }
 int link(const char *from, const char *to) {
-    return goes_wrong(below(from), "link", NULL) ? -1 : (int)syscall(SYS_link, from, to);
+    return goes_wrong(below(from), true, "link", NULL) ? -1 : (int)syscall(SYS_link, from, to);
 }
 int mkdir(const char *path, mode_t mode) {
-    return goes_wrong(below(path), "mkdir", NULL) ? -1 : (int)syscall(SYS_mkdir, path, mode);
+    return goes_wrong(below(path), true, "mkdir", NULL) ? -1 : (int)syscall(SYS_mkdir, path, mode);
 }
 int unlink(const char *path) {
-    return goes_wrong(below(path), "unlink", NULL) ? -1 : (int)syscall(SYS_unlink, path);
+    return goes_wrong(below(path), false, "unlink", NULL) ? -1 : (int)syscall(SYS_unlink, path);
 }
 int unlinkat(int dir, const char *path, int flags) {
     bool ours = path[0] == '/' ? below(path) : known(dir);
-    return goes_wrong(ours, "unlinkat", NULL) ? -1 : (int)syscall(SYS_unlinkat, dir, path, flags);
+    return goes_wrong(ours, false, "unlinkat", NULL) ? -1
+                                                     : (int)syscall(SYS_unlinkat, dir, path, flags);
 }
 int rmdir(const char *path) {
-    return goes_wrong(below(path), "rmdir", NULL) ? -1 : (int)syscall(SYS_rmdir, path);
+    return goes_wrong(below(path), false, "rmdir", NULL) ? -1 : (int)syscall(SYS_rmdir, path);
 }

@@ -8,11 +8,11 @@
 static const char usage[] =
     "strata import SRC DST [options] [section:key=value ...]: SRC is a LLaVA folder; or "
     "--language DIR --vision DIR and --projector DIR or --fresh-projector in place of SRC; "
-    "--dry-run, --follow-links";
+    "--dry-run, --job FILE, --follow-links";
 
 struct import {
-    const char *from[3]; /* language, vision, projector: the last NULL if fresh */
-    const char *to;
+    const char *from[3];       /* language, vision, projector: the last NULL if fresh */
+    const char *to, *job_file; /* job_file: one more copy of the job file, NULL: none */
     bool fresh, dry_run, follow_links;
     char **override;
     int n_overrides;
@@ -32,6 +32,7 @@ static int take_option(struct import *m, int argc, char **argv, int *i) {
     static const char *const part[] = {"--language", "--vision", "--projector"};
     for (int k = 0; k < 3; k++)
         if (strcmp(argv[*i], part[k]) == 0) return hf_option_value(argc, argv, i, &m->from[k]);
+    if (strcmp(argv[*i], "--job") == 0) return hf_option_value(argc, argv, i, &m->job_file);
     if (strcmp(argv[*i], "--fresh-projector") == 0)
         m->fresh = true;
     else if (strcmp(argv[*i], "--dry-run") == 0)
@@ -348,6 +349,9 @@ static int write_all(struct import *m) {
 
 static int import_model(struct import *m, int argc, char **argv) {
     TRY(take_arguments(m, argc, argv));
+    if (m->job_file != NULL && access(m->job_file, F_OK) == 0)
+        return error_raise(EXIT_CANT_CREATE, "--job: %s is there already: give another name",
+                           m->job_file);
     TRY(open_sources(m));
     TRY(read_keys(m));
     add_recipe(&m->keys);
@@ -356,8 +360,9 @@ static int import_model(struct import *m, int argc, char **argv) {
     TRY(hf_model_build(m->from[LANGUAGE], m->dry_run ? NULL : m->to, m->job, &m->model));
     TRY(match(m));
     report(m);
+    if (m->job_file != NULL) TRY(file_write_atomic(m->job_file, m->job, strlen(m->job)));
     if (!m->dry_run) return write_all(m);
-    printf("dry run: nothing was written\n");
+    printf("dry run: nothing %swas written\n", m->job_file != NULL ? "but the job file " : "");
     return 0;
 }
 

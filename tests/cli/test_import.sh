@@ -233,4 +233,22 @@ expect 0 '^model: 58 layers \(24 vision \+ 2 projector \+ 32 language\), 7566743
 yes "in a few seconds" test $(($(date +%s) - start)) -le 5
 yes "its weights have the published bytes but for image_newline" grep -q '14484512768 bytes of F16' <<<"$out"
 yes "the newline is named" grep -q image_newline <<<"$out"
+expect 0 '^dry run: nothing but the job file was written$' "and its job file" \
+    "$STRATA" import "$tmp/7b" --dry-run --job "$tmp/7b.ini"
+expect 73 '7b.ini is there already' "which is not written over" \
+    "$STRATA" import "$tmp/7b" --dry-run --job "$tmp/7b.ini"
+for layout in "1 1" "2 4"; do
+    set -- $layout
+    expect 0 "^ranks +$(($1 * $2)) = tensor $1 x pipeline $2 x data 1" "check plans it on $1 x $2 ranks" \
+        "$STRATA" check "$tmp/7b.ini" --ranks $(($1 * $2)) "parallel:tensor_model_parallel_size=$1" \
+        "parallel:pipeline_model_parallel_size=$2"
+    yes "58 layers and all parameters" grep -qE '58 layers .*; 7566743552 parameters' <<<"$out"
+    # Four bytes a parameter; what tensor ranks hold alike (norms, biases) counts again.
+    yes "every rank says what it needs, the weights make 7B" awk -v ranks=$(($1 * $2)) '
+        /^ +rank +tp +pp/ { table = 1; next }
+        table && NF >= 15 && $1 == n { n++; weights += $6; if (!($NF > $6)) bad = 1; next }
+        { table = 0 }
+        END { p = weights * 1048576 / 4 / 7566743552
+              exit !(n == ranks && !bad && p > 0.9999 && p < 1.01) }' <<<"$out"
+done
 exit $status

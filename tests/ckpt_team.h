@@ -126,7 +126,7 @@ static int64_t case_load(const struct grid *grid, void *arg) {
 /* The common result of all ranks; -2000 - wait status if one died, -3000 if they disagree. */
 static inline int64_t case_run(struct ckpt_job *job, int64_t (*work)(const struct grid *, void *)) {
     int64_t result[TEAM_MAX];
-    int status = team_run(&job->c.at, 1.0, work, job, result);
+    int status = team_run(&job->c.at, 0.2, work, job, result);
     if (status) return -2000 - status;
     for (int r = 1; r < team_size(&job->c.at); r++)
         if (result[r] != result[0]) return -3000;

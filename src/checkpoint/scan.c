@@ -36,7 +36,8 @@ static int open_file(const char *dir, const char *name, int *fd) {
         pause_before_retry(tries);
     }
     if (*fd < 0)
-        return error_raise(EXIT_BAD_DATA, "%s/%s cannot be opened: %s", dir, name, strerror(error));
+        return error_raise(error == ENOENT || error == ELOOP ? EXIT_BAD_DATA : EXIT_IO,
+                           "%s/%s cannot be opened: %s", dir, name, strerror(error));
     if (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)) return 0;
     close(*fd);
     return error_raise(EXIT_BAD_DATA, "%s/%s is no regular file", dir, name);

@@ -114,7 +114,7 @@ static int prepare(struct save *s) {
 }
 
 int phase_begin(struct save *s, const struct ckpt_settings *settings,
-               const struct ckpt_state *state) {
+                const struct ckpt_state *state) {
     *s = (struct save){.set = settings, .st = state, .world = grid_group(state->grid, GROUP_WORLD)};
     fault_point("save.folder.before");
     int rc = ckpt_agree(s->world, prepare(s));

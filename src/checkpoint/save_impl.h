@@ -17,7 +17,7 @@ struct save {
 };
 /* 1, 2, collective: what goes where, the new folder. phase_end is due in any case. */
 int phase_begin(struct save *s, const struct ckpt_settings *settings,
-               const struct ckpt_state *state);
+                const struct ckpt_state *state);
 /* 3: the copy, into a buffer of ckpt_snapshot_bytes. */
 void phase_copy(struct save *s, char *host, size_t host_bytes);
 /* 4 to 8: this rank's shard. Does not communicate. */

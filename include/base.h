@@ -138,6 +138,8 @@ bool parse_bool(const char *text, bool *out);
 
 /* ---- checksums ---------------------------------------------------------------------------- */
 uint32_t crc32c(uint32_t crc, const void *data, size_t bytes); /* start with 0; Castagnoli */
+/* Of two stretches, one behind the other, from the checksum of each (both started with 0). */
+uint32_t crc32c_join(uint32_t first, uint32_t second, size_t second_bytes);
 struct sha256 {
     uint32_t h[8];
     uint64_t bytes;

@@ -59,10 +59,10 @@ int shard_write_common(struct shard *s, const struct shard_identity *id,
 int shard_write_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
                       struct ckpt_block *b, const void *host);
 /* The same in pieces, for those who never hold a whole block: rows [first, first + n_rows) of axis 0,
- * ascending and without gaps. shard_end_block closes in any case; it keeps rc if that is an error. */
+ * ascending and without gaps; b->crc is set before shard_end_block, which closes in any case and keeps
+ * rc if that is an error. */
 struct block_writer {
     hid_t dataset;
-    uint32_t crc;
 };
 int shard_begin_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
                       const struct ckpt_block *b, struct block_writer *w);

@@ -120,42 +120,64 @@ static int damaged(const char *dir, const struct ckpt_manifest *m, const struct 
                        (long long)r->end - 1, r->crc, r->block->crc[r->index]);
 }
 
-/* Bytes [at, at+n) of the file pass by: they are added to the ranges they lie in. */
-static void feed_ranges(struct range *range, int64_t n_ranges, int64_t *next, const char *bytes,
-                        int64_t at, int64_t n) {
-    for (int64_t i = *next; i < n_ranges && range[i].first < at + n; i++) {
-        int64_t low = range[i].first > at ? range[i].first : at;
-        int64_t high = range[i].end < at + n ? range[i].end : at + n;
-        if (low < high)
-            range[i].crc = crc32c(range[i].crc, bytes + (low - at), (size_t)(high - low));
-        if (range[i].end <= at + n && i == *next) (*next)++;
+/* The ranges of a file, ascending and apart, and the checksum of the file as far as it was read. */
+struct tally {
+    struct range *range;
+    int64_t n, next;
+    uint32_t file;
+};
+
+/* Two blocks in the same bytes would be counted twice, and no writer does that. */
+static int check_apart(const struct scan *s, const struct tally *t) {
+    for (int64_t i = 1; i < t->n; i++)
+        if (t->range[i].first < t->range[i - 1].end)
+            return error_raise(EXIT_BAD_DATA, "%s/%s: tensors %s and %s share bytes of the file",
+                               s->dir, s->m->file[s->file].name, t->range[i - 1].tensor->name,
+                               t->range[i].tensor->name);
+    return 0;
+}
+
+/* Bytes [at, at+n) of the file pass by, each through one checksum: that of the range it lies in, which
+ * joins the file's when it is complete, or the file's own. */
+static void feed(struct tally *t, const char *bytes, int64_t at, int64_t n) {
+    for (int64_t end = at + n; at < end;) {
+        struct range *r = t->next < t->n ? &t->range[t->next] : NULL;
+        bool inside = r && at >= r->first;
+        int64_t stop = !r ? end : inside ? r->end : r->first;
+        if (stop > end) stop = end;
+        uint32_t *crc = inside ? &r->crc : &t->file;
+        *crc = crc32c(*crc, bytes, (size_t)(stop - at));
+        bytes += stop - at;
+        at = stop;
+        if (!inside || at != r->end) continue;
+        t->file = crc32c_join(t->file, r->crc, (size_t)(r->end - r->first));
+        t->next++;
     }
 }
 
-static int compare_file(const struct scan *s, const struct range *range, int64_t n_ranges,
-                        uint32_t crc, const char *sha) {
+static int compare_file(const struct scan *s, const struct tally *t, const char *sha) {
     struct ckpt_file *f = &s->m->file[s->file];
     int rc = 0;
-    for (int64_t i = 0; i < n_ranges; i++)
-        if (range[i].crc != range[i].block->crc[range[i].index])
-            rc = damaged(s->dir, s->m, &range[i]);
+    for (int64_t i = 0; i < t->n; i++)
+        if (t->range[i].crc != t->range[i].block->crc[t->range[i].index])
+            rc = damaged(s->dir, s->m, &t->range[i]);
     if (s->fill) {
-        f->crc = crc;
+        f->crc = t->file;
         if (s->sha256) memcpy(f->sha256, sha, sizeof f->sha256);
         return rc;
     }
-    if (!rc && crc != f->crc)
+    if (!rc && t->file != f->crc)
         rc = error_raise(EXIT_BAD_DATA,
                          "%s/%s is damaged outside the tensors (in what describes them): CRC32C "
                          "%08x, expected %08x",
-                         s->dir, f->name, crc, f->crc);
+                         s->dir, f->name, t->file, f->crc);
     if (!rc && s->sha256 && f->sha256[0] && strcmp(sha, f->sha256) != 0)
         rc = error_raise(EXIT_BAD_DATA, "%s/%s was altered: its SHA-256 is %s", s->dir, f->name,
                          sha);
     return rc;
 }
 
-static int scan_open_file(const struct scan *s, int fd, struct range *range, int64_t n_ranges) {
+static int scan_open_file(const struct scan *s, int fd, struct tally *tally) {
     struct ckpt_file *f = &s->m->file[s->file];
     struct stat st;
     struct sha256 sha;
@@ -167,30 +189,28 @@ static int scan_open_file(const struct scan *s, int fd, struct range *range, int
                            f->name, (long long)st.st_size, (long long)f->bytes);
     if (s->drop_cache) posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     char *chunk = xmalloc(CHUNK);
-    uint32_t crc = 0;
-    int64_t next = 0;
     int rc = 0;
     sha256_begin(&sha);
     for (int64_t at = 0; !rc && at < f->bytes; at += (int64_t)CHUNK) {
         size_t n = (size_t)(f->bytes - at) < CHUNK ? (size_t)(f->bytes - at) : CHUNK;
         rc = read_at(fd, chunk, n, at, s->dir, f->name);
         if (rc) break;
-        crc = crc32c(crc, chunk, n);
         if (s->sha256) sha256_add(&sha, chunk, n);
-        feed_ranges(range, n_ranges, &next, chunk, at, (int64_t)n);
+        feed(tally, chunk, at, (int64_t)n);
     }
     free(chunk);
     sha256_end(&sha, hex);
-    return rc ? rc : compare_file(s, range, n_ranges, crc, hex);
+    return rc ? rc : compare_file(s, tally, hex);
 }
 
 int ckpt_scan_file(const struct scan *s) {
     int fd;
-    struct range *range;
+    struct tally tally = {0};
     TRY(open_file(s->dir, s->m->file[s->file].name, &fd));
-    int64_t n = collect_ranges(s, &range);
-    int rc = scan_open_file(s, fd, range, n);
-    free(range);
+    tally.n = collect_ranges(s, &tally.range);
+    int rc = check_apart(s, &tally);
+    if (!rc) rc = scan_open_file(s, fd, &tally);
+    free(tally.range);
     if (close(fd) != 0 && !rc)
         rc = error_raise(EXIT_IO, "%s/%s: close failed", s->dir, s->m->file[s->file].name);
     return rc;

@@ -194,7 +194,6 @@ int shard_write_rows(struct block_writer *w, const struct ckpt_block *b, int64_t
     for (int i = 0; i < b->box.n; i++) count[i] = (hsize_t)b->box.count[i];
     start[0] = (hsize_t)first;
     count[0] = (hsize_t)n_rows;
-    w->crc = crc32c(w->crc, host, (size_t)(b->bytes / b->box.count[0] * n_rows));
     hid_t file = H5Dget_space(w->dataset), memory = H5Screate_simple(b->box.n, count, NULL);
     hid_t type = H5Dget_type(w->dataset);
     int rc = 0;
@@ -209,7 +208,12 @@ int shard_write_rows(struct block_writer *w, const struct ckpt_block *b, int64_t
 }
 
 int shard_end_block(int rc, struct shard *s, struct block_writer *w, struct ckpt_block *b) {
-    if (!rc) rc = set_crc(w->dataset, w->crc);
+    uint32_t crc = 0;
+    for (int64_t k = 0; k < b->n_crc; k++) {
+        int64_t left = b->bytes - k * CKPT_CRC_BLOCK;
+        crc = crc32c_join(crc, b->crc[k], (size_t)(left < CKPT_CRC_BLOCK ? left : CKPT_CRC_BLOCK));
+    }
+    if (!rc) rc = set_crc(w->dataset, crc);
     if (!rc) rc = check_outlet(s);
     if (!rc) {
         haddr_t at = H5Dget_offset(w->dataset);

@@ -97,4 +97,8 @@ if [ "$cores" -ge 2 ]; then
         training:global_batch_size=32 training:train_iters=6 || status=1
     bench medium 2 DP2 || status=1
 fi
+# Saving and loading, on the file system of TMPDIR.
+for ranks in 1 2; do
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 mpirun -n $ranks "$build/tests/bench/bench_checkpoint" 16 7 || status=1
+done
 exit $status

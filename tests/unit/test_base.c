@@ -90,11 +90,36 @@ static void test_rng_permutation(void **state) {
     for (int i = 0; i < 6; i++) assert_true(count[i] > 850 && count[i] < 1150);
 }
 
+/* Bit by bit, from the definition. */
+static uint32_t slow_crc(const uint8_t *p, size_t n) {
+    uint32_t crc = 0xFFFFFFFFu;
+    for (size_t i = 0; i < n; i++) {
+        crc ^= p[i];
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0x82F63B78u : 0);
+    }
+    return ~crc;
+}
+
+static void crc_of_long_and_joined_stretches(void) {
+    static uint8_t data[100001];
+    static const size_t length[] = {1, 7, 8, 4096, 12288, 24575, 24576, 24577, 36865, 100000};
+    for (size_t i = 0; i < sizeof data; i++) data[i] = (uint8_t)(i * i * 2654435761u >> 13);
+    for (size_t k = 0; k < sizeof length / sizeof length[0]; k++) {
+        size_t n = length[k], cut = n / 3;
+        uint32_t whole = crc32c(0, data + 1, n);
+        assert_int_equal(whole, slow_crc(data + 1, n));
+        uint32_t a = crc32c(0, data + 1, cut), b = crc32c(0, data + 1 + cut, n - cut);
+        assert_int_equal(crc32c(a, data + 1 + cut, n - cut), whole);
+        assert_int_equal(crc32c_join(a, b, n - cut), whole);
+    }
+}
+
 static void test_checksums(void **state) {
     (void)state;
     assert_int_equal(crc32c(0, "123456789", 9), 0xE3069283);
     assert_int_equal(crc32c(crc32c(0, "1234", 4), "56789", 5), 0xE3069283);
     assert_int_equal(crc32c(0, "", 0), 0);
+    crc_of_long_and_joined_stretches();
     static const char *const known[][2] = {
         {"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
         {"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},

@@ -11,6 +11,7 @@
 #include "base.h"
 
 #define CONFIG_UNSET (-1)
+#define CONFIG_AUTO INT64_MAX /* of a whole number that may be the word auto */
 
 struct config_list {
     int64_t n;
@@ -195,6 +196,7 @@ CONFIG_CHOICES(CONFIG_TIMING)
     }                                                                                              \
     ;
 #define INT(section, field, ...) int64_t field;
+#define INT_AUTO(section, field, ...) int64_t field;
 #define REAL(section, field, ...) double field;
 #define BOOL(section, field, ...) bool field;
 #define BOOL_AS(section, field, ...) bool field;
@@ -208,6 +210,7 @@ CONFIG_CHOICES(CONFIG_TIMING)
 #undef SECTION
 #undef END
 #undef INT
+#undef INT_AUTO
 #undef REAL
 #undef BOOL
 #undef BOOL_AS

@@ -25,6 +25,7 @@ struct config_key {
     size_t offset;       /* in struct config */
     const char *initial; /* the default's column, see config_keys.def */
     int64_t low, high;   /* TYPE_INT, TYPE_INTS */
+    bool automatic;      /* TYPE_INT: the word auto is legal, CONFIG_AUTO */
     double real_low, real_high;
     const struct config_choice *choices;
     int priority;

@@ -20,6 +20,9 @@
 #define END(s)
 #define INT(s, f, def, lo, hi, prio, miss, mean)                                                   \
     {ROW(s, f, #f, TYPE_INT, def, prio, miss, mean), .low = lo, .high = hi},
+#define INT_AUTO(s, f, def, lo, prio, miss, mean)                                                  \
+    {ROW(s, f, #f, TYPE_INT, def, prio, miss, mean), .low = lo, .high = INT64_MAX,                 \
+     .automatic = true},
 #define INTS(s, f, def, lo, hi, prio, miss, mean)                                                  \
     {ROW(s, f, #f, TYPE_INTS, def, prio, miss, mean), .low = lo, .high = hi},
 #define REAL(s, f, def, lo, hi, prio, miss, mean)                                                  \
@@ -42,6 +45,7 @@ const int config_n_keys = (int)(sizeof config_table / sizeof *config_table);
 
 #undef SECTION
 #undef INT
+#undef INT_AUTO
 #undef INTS
 #undef REAL
 #undef REALS
@@ -53,6 +57,7 @@ const int config_n_keys = (int)(sizeof config_table / sizeof *config_table);
 #undef LATER
 #define SECTION(s, meaning) {#s, meaning},
 #define INT(...)
+#define INT_AUTO(...)
 #define INTS(...)
 #define REAL(...)
 #define REALS(...)

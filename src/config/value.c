@@ -48,7 +48,7 @@ void config_allowed_text(const struct config_key *key, char text[512]) {
              word != NULL ? ", or " : "", key->type == TYPE_INTS ? "whole " : "");
     switch (key->type) {
     case TYPE_INT:
-        range_text(key, "a whole number", text);
+        range_text(key, key->automatic ? "auto, or a whole number" : "a whole number", text);
         break;
     case TYPE_REAL:
         real_range_text(key, "a number", text);
@@ -240,7 +240,10 @@ const char *config_parse_value(struct config *cfg, int k, const char *text, char
     const char *fault = NULL;
     switch (key->type) {
     case TYPE_INT:
-        fault = parse_int(key, text, field, why);
+        if (key->automatic && strcmp(text, "auto") == 0)
+            *(int64_t *)field = CONFIG_AUTO;
+        else
+            fault = parse_int(key, text, field, why);
         break;
     case TYPE_REAL:
         fault = parse_number(key, text, field, why);
@@ -297,6 +300,7 @@ char *config_value_text(const struct config *cfg, int k) {
     if (config_is_unset(cfg, k)) return NULL;
     switch (key->type) {
     case TYPE_INT:
+        if (key->automatic && *(const int64_t *)field == CONFIG_AUTO) return xstrdup("auto");
         return xasprintf("%lld", (long long)*(const int64_t *)field);
     case TYPE_REAL:
         return xasprintf("%.17g", *(const double *)field);

@@ -133,6 +133,7 @@ int run_steps(struct run *r) {
     bool busy;
     if (stop_wanted(r, &busy) == STOP_FINISH)
         return finish(r, "stopped", EXIT_OK, "a STOP file is there");
+    save_clock_begin(r);
     while (r->at.step < c->derived.train_iters) {
         struct step_numbers n;
         TRY(run_step(r, &n));

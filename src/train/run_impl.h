@@ -21,7 +21,9 @@ struct saving {
     bool told;     /* that it takes long */
     double *stall; /* seconds that training stood still, of each save of this run */
     int64_t n_stalls, capacity;
-    int failures; /* in a row */
+    int failures;          /* in a row */
+    double restart, ended; /* a start took so long; end of the last save, or of the start */
+    double nodes;
 };
 
 struct run {
@@ -113,6 +115,8 @@ void save_end(struct run *r);
 /* saving.c. Collective over the world; a failure that may be survived returns 0 and is logged. */
 int save_take_memory(struct run *r);           /* not collective: the copy of async_save */
 int save_checkpoint(struct run *r, bool last); /* last: returns when it is written */
+void save_clock_begin(struct run *r);          /* the first step follows */
+bool save_due(struct run *r);                  /* not collective: save_interval = auto */
 bool save_busy(struct run *r);                 /* not collective: this rank writes beside a step */
 int save_go_on(struct run *r, bool busy);      /* busy: any rank is, as agreed */
 int save_wait(struct run *r);                  /* until nothing is written beside the training */

@@ -58,6 +58,7 @@ enum stop_level stop_wanted(struct run *r, bool *busy) {
     int64_t word[2] = {stop_signal, save_busy(r)}, level = word[0];
     if (stop_signal == STOP_SAVE) stop_signal = STOP_NO;
     if (r->first_rank) {
+        if (save_due(r) && level < STOP_SAVE) level = STOP_SAVE;
         if (file_asks(r->save_path, true) && level < STOP_SAVE) level = STOP_SAVE;
         if (file_asks(r->stop_path, false) && level < STOP_FINISH) level = STOP_FINISH;
         int64_t minutes = r->cfg->training.exit_duration_in_mins;

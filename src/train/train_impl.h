@@ -74,4 +74,9 @@ int64_t batcher_tokens(const struct batcher *b);  /* merged rows of the whole gl
 int64_t batcher_images(const struct batcher *b);
 double batcher_wait_seconds(const struct batcher *b); /* spent waiting for images so far */
 
+/* save_interval = auto: seconds between two saves that lose least (arXiv 2410.18124):
+ * Ts + sqrt(2 (Tf + Tr) Ts + Ts^2) with Ts = stall of a save, Tf = time between failures, Tr = time
+ * of a restart. */
+double save_interval_seconds(double stall, double failure, double restart);
+
 #endif

@@ -89,6 +89,7 @@ char *xasprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* ---- log ----------------------------------------------------------------------------------
  * Rank 0 writes to stdout and, once opened, to a file; other ranks are silent but for warnings. */
 void log_set_rank(int rank);
+void log_to(FILE *stream); /* in place of stdout, which the program's result needs */
 int log_open(const char *path);
 void log_close(void);
 void log_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -107,6 +108,7 @@ enum rng_site {
     RNG_DROP_ATTENTION = 17, /* probabilities */
     RNG_DROP_ATTENTION_OUT = 18,
     RNG_DROP_MLP_OUT = 19,
+    RNG_SAMPLE = 32, /* generation: one number for each token chosen */
 };
 #define RNG_PACKING_VERSION 1
 struct rng_key {

@@ -13,6 +13,18 @@ int train_run(struct config *cfg);
  * an evaluation. Collective over the world. */
 int train_evaluate(struct config *cfg, const char *checkpoint);
 
+/* strata generate: answers of a checkpoint. Text goes to stdout as it comes, or LLaVA's JSON lines to
+ * [generate] answer_file. Collective over the world, which must be one copy of the model. */
+struct generate_request {
+    const char *checkpoint; /* NULL: the job's newest */
+    const char *prompt;     /* NULL: [generate] prompt_file */
+    const char *const *image;
+    int n_images;
+    double top_p; /* 1: all tokens */
+    int64_t seed;
+};
+int train_generate(struct config *cfg, const struct generate_request *ask);
+
 enum data_part { DATA_TRAIN, DATA_VALID /* valid_data_path */ };
 bool train_has_data(const struct config *cfg, enum data_part part);
 const char *train_data_path(const struct config *cfg, enum data_part part);

@@ -9,11 +9,15 @@
 static struct {
     pthread_mutex_t lock;
     int rank;
-    FILE *file;
+    FILE *stream, *file; /* stream NULL: stdout */
 } out = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 void log_set_rank(int rank) {
     out.rank = rank;
+}
+
+void log_to(FILE *stream) {
+    out.stream = stream;
 }
 
 int log_open(const char *path) {
@@ -53,7 +57,7 @@ void log_info(const char *fmt, ...) {
     if (out.rank != 0) return;
     va_list args;
     va_start(args, fmt);
-    write_both(stdout, "", fmt, args);
+    write_both(out.stream != NULL ? out.stream : stdout, "", fmt, args);
     va_end(args);
 }
 

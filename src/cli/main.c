@@ -17,6 +17,8 @@ static const struct command commands[] = {
      "JOB.ini [--ranks N] [--json] [section:key=value ...]   errors, layout, memory, FLOPs"},
     {"eval", cli_eval,
      "JOB.ini [CHECKPOINT] [section:key=value ...]   loss of a checkpoint on valid_data_path"},
+    {"generate", cli_generate,
+     "JOB.ini --image FILE --prompt TEXT [--checkpoint DIR] [--max-new-tokens N] ...   an answer"},
     {"prepare", cli_prepare, "JOB.ini [--force] [section:key=value ...]   build the data's index"},
     {"import", cli_import,
      "SRC DST [--dry-run ...]   weights of Hugging Face folders -> a checkpoint"},

@@ -25,6 +25,7 @@ static const struct command commands[] = {
     {"export", cli_export, "CHECKPOINT DST [--dtype ...]   a checkpoint -> a Hugging Face folder"},
     {"checkpoint", cli_checkpoint,
      "ls | show | verify | diff | reshard | prune   look at checkpoints, write them anew"},
+    {"plot", cli_plot, "RUN_DIR [--svg FILE]   the loss curve of a run"},
     {"keys", cli_keys, "[--template | --markdown]   every key of the job file"},
     {"version", cli_version, "what this binary is made of"},
 };

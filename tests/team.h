@@ -59,11 +59,6 @@ bool group_measuring(const struct group *g) {
     return false;
 }
 /* For the planning ahead of commands that no team runs. */
-bool group_measuring(const struct group *g) {
-    (void)g;
-    return false;
-}
-
 struct grid *grid_create_measuring(int tensor, int pipeline, int data, bool tp_pp_dp_mapping,
                                    int tp, int pp, int dp) {
     CHECK(false, "%d %d %d %d %d %d %d", tensor, pipeline, data, tp_pp_dp_mapping, tp, pp, dp);

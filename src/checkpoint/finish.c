@@ -36,8 +36,8 @@ struct ckpt_block *manifest_add_part(struct ckpt_manifest *m, const struct param
 }
 
 /* Step 7: from storage, byte by byte, then through HDF5. */
-int ckpt_verify_shard(const struct ckpt_settings *set, const char *dir, struct ckpt_manifest *m,
-                      int64_t shard_index) {
+static int read_back(const struct ckpt_settings *set, const char *dir, struct ckpt_manifest *m,
+                     int64_t shard_index) {
     bool sample = set->verify_save == CKPT_VERIFY_SAMPLE;
     struct scan scan = {.dir = dir,
                         .m = m,
@@ -64,6 +64,17 @@ int ckpt_verify_shard(const struct ckpt_settings *set, const char *dir, struct c
     rc = reader_close(rc, &r);
     h5_end(set);
     fault_point("save.verify.after");
+    return rc;
+}
+
+int ckpt_verify_shard(const struct ckpt_settings *set, const char *dir, struct ckpt_manifest *m,
+                      int64_t shard_index) {
+    int rc = read_back(set, dir, m, shard_index);
+    if (rc != EXIT_BAD_DATA) return rc;
+    char *text = xstrdup(error_text()); /* just written: the storage failed, not an input */
+    error_clear();
+    rc = error_raise(EXIT_IO, "%s", text);
+    free(text);
     return rc;
 }
 

@@ -155,6 +155,9 @@ demo: deps-demo ## train a small LLaVA on 785 captioned pictures (minutes; RANKS
 	@$(MAKE) --no-print-directory -j2 all
 	@input/make_demo_data.sh runs/demo
 	$(LAUNCH) $(BUILD)/strata train input/llava_demo.ini
+	@$(BUILD)/strata plot runs/demo --svg runs/demo/loss.svg
+	@input/show_demo.sh runs/demo input/llava_demo.ini env $(LAUNCH) $(BUILD)/strata
+	@echo; echo "the curve as a picture: runs/demo/loss.svg; the answers: runs/demo/answers.jsonl"
 bench: $(BENCHES) $(BUILD)/strata ## speed and memory of a tiny, a small and a medium LLaVA
 	@if [ -x tests/bench/run.sh ]; then tests/bench/run.sh $(BUILD); \
 	elif [ -n "$(BENCHES)" ]; then for b in $(BENCHES); do echo "== $$b"; $$b || exit 1; done; \

@@ -24,7 +24,8 @@ int evaluation_begin(struct run *r) {
 }
 
 int evaluation_report(struct run *r) {
-    if (r->valid_batcher == NULL || !r->first_rank) return 0;
+    if (!r->first_rank) return 0;
+    if (r->valid_batcher == NULL && !table_exists(r->cfg->run.run_dir, "validation.csv")) return 0;
     return table_open(r->cfg->run.run_dir, "validation.csv", VALIDATION_HEADER, r->at.step,
                       &r->validation);
 }

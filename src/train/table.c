@@ -40,6 +40,13 @@ static int open_at(const char *path, const char *header, int64_t step, FILE **ou
     return 0;
 }
 
+bool table_exists(const char *dir, const char *name) {
+    char *path = xasprintf("%s/%s", dir, name);
+    bool there = access(path, F_OK) == 0;
+    free(path);
+    return there;
+}
+
 int table_open(const char *dir, const char *name, const char *header, int64_t step, FILE **out) {
     char *path = xasprintf("%s/%s", dir, name);
     int rc = open_at(path, header, step, out);

@@ -7,7 +7,9 @@
 #include "train.h"
 
 /* ---- tables of figures (table.c) ---------------------------------------------------------------
- * Opens <dir>/<name> for appending rows behind those up to `step`; later ones are cut off. */
+ * table_open opens <dir>/<name> for appending rows behind those up to `step`; later ones are cut
+ * off. */
+bool table_exists(const char *dir, const char *name);
 int table_open(const char *dir, const char *name, const char *header, int64_t step, FILE **out);
 
 /* ---- what a micro-batch adds up to ---------------------------------------------------------- */

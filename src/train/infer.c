@@ -14,9 +14,10 @@ int infer_grid(struct run *r, struct config *cfg) {
 int infer_stage(struct run *r, int micro_batches, int64_t cache_rows, const char *checkpoint) {
     const struct config_checkpoint *c = &r->cfg->checkpoint;
     const char *from = checkpoint != NULL ? checkpoint : c->load != NULL ? c->load : c->save;
+    if (from == NULL) from = c->pretrained_checkpoint;
     if (from == NULL)
         return error_raise(EXIT_USAGE, "no checkpoint: name one behind the job file, or set "
-                                       "[checkpoint] load or save");
+                                       "[checkpoint] load, save or pretrained_checkpoint");
     TRY(setup_agree(r, train_split(r->cfg, &r->stack, r->largest, &r->split)));
     plan_layout_from_config(r->cfg, r->split, &r->layout);
     r->layout.pipeline.micro_batches = micro_batches;

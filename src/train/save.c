@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hf.h"
 #include "run_impl.h"
 #include "fault.h"
 
@@ -158,8 +159,19 @@ int save_resume(struct run *r) {
     return 0;
 }
 
+static int load_foreign(struct run *r, const char *from, char **dir) {
+    char **path = &r->cfg->checkpoint.pretrained_checkpoint, *old = *path;
+    *path = xstrdup(from);
+    *dir = xstrdup(from);
+    free(old);
+    save_setup(r);
+    struct ckpt_state state = save_state(r);
+    return pretrained_load(r, &state);
+}
+
 int save_load_weights(struct run *r, const char *from, char **dir) {
     struct ckpt_found found = {0};
+    if (hf_is_source(from)) return load_foreign(r, from, dir);
     save_setup(r);
     r->ckpt.load = from;
     r->ckpt.save = NULL;
@@ -167,6 +179,7 @@ int save_load_weights(struct run *r, const char *from, char **dir) {
     r->ckpt.finetune = true; /* weights alone */
     struct ckpt_state state = save_state(r);
     TRY(ckpt_resume(&r->ckpt, &state, &found));
+    TRY(resume_same_model(r, &found));
     r->at.step = found.step;
     *dir = xstrdup(found.dir);
     ckpt_found_free(&found);

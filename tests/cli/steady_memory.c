@@ -1,5 +1,9 @@
-/* Preloaded into a run by steady_memory.sh: counts what the program (not what the launcher starts
- * beside it) takes from the heap and says so at exit. */
+/* Preloaded into a run by steady_memory.sh: counts what the program takes from the heap between its
+ * MPI_Init_thread and MPI_Finalize and says so at exit. Only the first thread counts: with one thread
+ * per rank and no data worker it does all of the step. Left out is what differs from run to run by
+ * itself: beginning and end of MPI, whose plug-ins allocate as often as they have to wait, and the
+ * threads that MPI keeps for itself. */
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -7,8 +11,30 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static atomic_long calls;
+static atomic_bool counting;
+
+static void count_call(void) {
+    if (counting && syscall(SYS_gettid) == getpid()) calls++;
+}
+
+int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {
+    int (*next)(int *, char ***, int, int *);
+    *(void **)&next = dlsym(RTLD_NEXT, "MPI_Init_thread");
+    int rc = next(argc, argv, required, provided);
+    counting = true;
+    return rc;
+}
+
+int MPI_Finalize(void) {
+    int (*next)(void);
+    *(void **)&next = dlsym(RTLD_NEXT, "MPI_Finalize");
+    counting = false;
+    return next();
+}
 
 extern void *__libc_malloc(size_t);
 extern void *__libc_calloc(size_t, size_t);
@@ -16,27 +42,27 @@ extern void *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t);
 
 void *malloc(size_t n) {
-    calls++;
+    count_call();
     return __libc_malloc(n);
 }
 
 void *calloc(size_t n, size_t size) {
-    calls++;
+    count_call();
     return __libc_calloc(n, size);
 }
 
 void *realloc(void *p, size_t n) {
-    calls++;
+    count_call();
     return __libc_realloc(p, n);
 }
 
 void *aligned_alloc(size_t align, size_t n) {
-    calls++;
+    count_call();
     return __libc_memalign(align, n);
 }
 
 int posix_memalign(void **p, size_t align, size_t n) {
-    calls++;
+    count_call();
     *p = __libc_memalign(align, n);
     return *p == NULL;
 }

@@ -1,15 +1,21 @@
-/* One checkpoint as global tensors, whatever its layout: for the tools. */
+/* One checkpoint as global tensors, whatever layout wrote it: for the tools, and for export, which
+ * never holds more than a slice of the model. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "tools_impl.h"
 
-int source_open(struct source *s, const char *dir) {
-    *s = (struct source){.dir = dir};
-    TRY(ckpt_read_manifest(dir, &s->m));
+static void make_tables(struct source *s) {
     s->reader = xcalloc((size_t)s->m->n_files + 1, sizeof *s->reader);
     s->scanned = xcalloc((size_t)s->m->n_files + 1, sizeof *s->scanned);
+}
+
+int source_open(struct source *s, const char *dir) {
+    *s = (struct source){.dir = dir};
+    TRY(ckpt_read_manifest(dir, &s->own));
+    s->m = s->own;
+    make_tables(s);
     int rc = ckpt_check_files(dir, s->m), cover = manifest_check_coverage(s->m, dir);
     if (!rc && (s->m->n_files < 1 || s->m->file[0].inspection))
         rc = error_raise(EXIT_BAD_DATA, "%s lists no shard", dir);
@@ -37,14 +43,14 @@ int source_shard(struct source *s, int file, struct shard_reader **reader) {
     *reader = &s->reader[file];
     if ((*reader)->path) return 0;
     TRY(scan_once(s, file));
-    h5_begin(NULL);
+    h5_begin(s->set);
     int rc = s->n_open == SOURCE_OPEN_MAX ? close_one(s) : 0;
     if (!rc) rc = reader_open(*reader, s->dir, s->m, file, file);
     if (rc)
         reader_close(rc, *reader);
     else
         s->n_open++;
-    h5_end(NULL);
+    h5_end(s->set);
     return rc;
 }
 
@@ -57,155 +63,84 @@ int source_read(struct source *s, const struct ckpt_tensor *t, const struct box 
         hid_t d = -1;
         if (!box_intersect(box, &b->box, &both)) continue;
         TRY(source_shard(s, b->file, &reader));
-        h5_begin(NULL);
+        h5_begin(s->set);
         rc = reader_dataset(reader, t, b, &d);
         if (!rc) rc = reader_read_into(reader, d, t, b, &both, box, host);
         rc = h5_close(rc, d, b->dataset);
-        h5_end(NULL);
+        h5_end(s->set);
     }
     return rc;
 }
 
 int source_close(int rc, struct source *s) {
-    h5_begin(NULL);
+    h5_begin(s->set);
     for (int64_t i = 0; s->reader && i < s->m->n_files; i++)
         if (s->reader[i].path) rc = reader_close(rc, &s->reader[i]);
-    h5_end(NULL);
+    h5_end(s->set);
     free(s->reader);
     free(s->scanned);
-    manifest_free(s->m);
+    manifest_free(s->own);
     *s = (struct source){0};
     return rc;
 }
 
-/* ---- which checkpoint is meant ------------------------------------------------------------------------- */
-static bool usable(const char *dir) {
-    struct ckpt_manifest *m = NULL;
-    bool fine =
-        !ckpt_is_refused(dir) && ckpt_read_manifest(dir, &m) == 0 && ckpt_check_files(dir, m) == 0;
-    error_clear();
-    manifest_free(m);
-    return fine;
-}
+/* ---- one that a run has found ------------------------------------------------------------------------ */
+struct ckpt_reader {
+    struct source source;
+};
 
-static int pick_newest(const char *where, char **dir) {
-    struct name_list list;
-    int64_t best = -1, seen = 0;
-    TRY(folder_list(where, &list));
-    for (int64_t i = 0; i < list.n; i++) {
-        int64_t step = ckpt_folder_step(list.name[i]);
-        char *path = xasprintf("%s/%s", where, list.name[i]);
-        seen += step >= 0;
-        if (step > best && usable(path)) {
-            best = step;
-            free(*dir);
-            *dir = path;
-        } else {
-            free(path);
-        }
-    }
-    name_list_free(&list);
-    if (*dir) return 0;
-    if (seen > 0)
-        return error_raise(EXIT_BAD_DATA,
-                           "%s holds %lld checkpoints and none is usable: see strata "
-                           "checkpoint ls %s",
-                           where, (long long)seen, where);
-    return error_raise(EXIT_NO_INPUT, "%s holds no checkpoint (no %s, no iter_* folder)", where,
-                       CKPT_MANIFEST);
-}
-
-int source_pick(const char *where, char **dir) {
-    char *manifest = xasprintf("%s/%s", where, CKPT_MANIFEST);
-    bool one = access(manifest, F_OK) == 0;
-    const char *name = strrchr(where, '/');
-    free(manifest);
-    *dir = NULL;
-    if (!folder_exists(where)) return error_raise(EXIT_NO_INPUT, "there is no folder %s", where);
-    if (!one && ckpt_folder_step(name ? name + 1 : where) < 0) return pick_newest(where, dir);
-    *dir = xstrdup(where);
-    for (size_t n = strlen(*dir); n > 1 && (*dir)[n - 1] == '/';) (*dir)[--n] = 0;
+int ckpt_reader_open(const struct ckpt_settings *settings, const struct ckpt_found *found,
+                     struct ckpt_reader **out) {
+    struct ckpt_reader *r = xcalloc(1, sizeof *r);
+    CHECK(found->any, "nothing was found to read");
+    r->source = (struct source){.dir = found->dir, .m = found->manifest, .set = settings};
+    make_tables(&r->source);
+    /* ckpt_find has verified what it was asked to; blocks that are read are left to the reader. */
+    for (int64_t i = 0; i < r->source.m->n_files; i++)
+        r->source.scanned[i] = settings->verify_load != CKPT_VERIFY_USED;
+    *out = r;
     return 0;
 }
 
-/* ---- tensors in slices --------------------------------------------------------------------------------- */
-struct box tensor_box(const struct ckpt_tensor *t) {
-    struct box b = {.n = t->n_dims};
-    memcpy(b.count, t->shape, sizeof b.count);
-    return b;
+int ckpt_reader_close(int rc, struct ckpt_reader *r) {
+    rc = source_close(rc, &r->source);
+    free(r);
+    return rc;
 }
 
-int64_t tensor_total_bytes(const struct ckpt_tensor *t) {
-    struct box b = tensor_box(t);
-    return box_volume(&b) * (int64_t)dtype_size(t->dtype);
-}
-
-void tensor_shape_text(const struct ckpt_tensor *t, char *text, size_t size) {
-    size_t used = 0;
-    for (int d = 0; d < t->n_dims && used < size; d++)
-        used += (size_t)snprintf(text + used, size - used, "%s%lld", d ? "x" : "",
-                                 (long long)t->shape[d]);
-}
-
-bool box_next_slice(const struct box *whole, size_t element, int64_t max_bytes, int64_t *at,
-                    struct box *slice) {
-    int64_t rows = whole->count[0], row = box_volume(whole) / rows * (int64_t)element;
-    int64_t n = max_bytes / row > 0 ? max_bytes / row : 1;
-    if (*at >= rows) return false;
-    *slice = *whole;
-    slice->offset[0] += *at;
-    slice->count[0] = rows - *at < n ? rows - *at : n;
-    *at += n;
-    return true;
-}
-
-static double half_to_double(uint16_t h) {
-    uint32_t sign = (uint32_t)(h >> 15) << 31, exponent = h >> 10 & 31, mantissa = h & 1023;
-    float f;
-    if (exponent == 0) { /* zero and subnormal: mantissa * 2^-24 */
-        double d = (double)mantissa / 16777216.0;
-        return sign ? -d : d;
+/* The master copy if there is one, else the weights. */
+static int find_tensor(const struct source *s, const struct param *p,
+                       const struct ckpt_tensor **t) {
+    char name[CKPT_NAME_MAX + 1];
+    *t = NULL;
+    for (int role = CKPT_MASTER; role >= CKPT_WEIGHT && *t == NULL; role--) {
+        part_tensor_name(p, (enum ckpt_role)role, name, sizeof name);
+        *t = manifest_find(s->m, name);
     }
-    uint32_t bits = sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | mantissa << 13;
-    memcpy(&f, &bits, sizeof f);
-    return (double)f;
+    if (*t == NULL)
+        return error_raise(EXIT_RESUME, "%s has no tensor %s, which its own job needs", s->dir,
+                           name);
+    if ((*t)->n_dims == p->ndim &&
+        memcmp((*t)->shape, p->shape, (size_t)p->ndim * sizeof *p->shape) == 0)
+        return 0;
+    return error_raise(EXIT_RESUME, "%s: tensor %s has another shape than its own job says", s->dir,
+                       name);
 }
 
-static double value_to_double(enum dtype t, const char *at) {
-    uint16_t h;
-    uint32_t bits;
-    float f;
-    double d;
-    int32_t i;
-    int64_t l;
-    switch (t) {
-    case DTYPE_F64:
-        memcpy(&d, at, 8);
-        return d;
-    case DTYPE_F32:
-        memcpy(&f, at, 4);
-        return (double)f;
-    case DTYPE_BF16:
-        memcpy(&h, at, 2);
-        bits = (uint32_t)h << 16;
-        memcpy(&f, &bits, 4);
-        return (double)f;
-    case DTYPE_F16:
-        memcpy(&h, at, 2);
-        return half_to_double(h);
-    case DTYPE_I32:
-        memcpy(&i, at, 4);
-        return (double)i;
-    case DTYPE_I64:
-        memcpy(&l, at, 8);
-        return (double)l;
-    default:
-        return (double)*(const uint8_t *)at;
-    }
-}
-
-void values_to_double(enum dtype t, const void *from, int64_t n, double *to) {
-    size_t size = dtype_size(t);
-    for (int64_t i = 0; i < n; i++)
-        to[i] = value_to_double(t, (const char *)from + (size_t)i * size);
+int ckpt_reader_rows(struct ckpt_reader *r, const struct param *p, int64_t first, int64_t count,
+                     float *out) {
+    const struct ckpt_tensor *t;
+    TRY(find_tensor(&r->source, p, &t));
+    CHECK(first >= 0 && count >= 0 && first <= t->shape[0] - count, "rows [%lld, +%lld) of %s",
+          (long long)first, (long long)count, t->name);
+    struct box rows = tensor_box(t);
+    rows.offset[0] = first;
+    rows.count[0] = count;
+    if (t->dtype == DTYPE_F32) return source_read(&r->source, t, &rows, out);
+    int64_t n = box_volume(&rows);
+    void *packed = xmalloc((size_t)n * dtype_size(t->dtype) + 1);
+    int rc = source_read(&r->source, t, &rows, packed);
+    if (!rc) values_to_float(t->dtype, packed, n, out);
+    free(packed);
+    return rc;
 }

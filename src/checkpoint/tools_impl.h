@@ -10,8 +10,10 @@
 struct source {
     const char *dir;
     struct ckpt_manifest *m;
-    struct shard_reader *reader; /* [n_files]; path NULL: not open */
-    bool *scanned;               /* [n_files]: its checksums were compared */
+    struct ckpt_manifest *own;       /* m, where it is to be freed here; else NULL */
+    const struct ckpt_settings *set; /* whose lock is held around HDF5; NULL: none is needed */
+    struct shard_reader *reader;     /* [n_files]; path NULL: not open */
+    bool *scanned;                   /* [n_files]: its checksums were compared */
     int n_open, next_out;
 };
 /* Manifest, list of files, coverage. A shard's checksums are compared before HDF5 sees it. */
@@ -31,6 +33,8 @@ bool box_next_slice(const struct box *whole, size_t element, int64_t max_bytes, 
 struct box tensor_box(const struct ckpt_tensor *t);
 int64_t tensor_total_bytes(const struct ckpt_tensor *t);
 void tensor_shape_text(const struct ckpt_tensor *t, char *text, size_t size); /* "4096x1024" */
+/* n elements of a floating type as fp32, where fp64 is rounded. */
+void values_to_float(enum dtype t, const void *from, int64_t n, float *to);
 /* n elements as doubles; a fp16, bf16, fp32 or fp64 value stays what it is. */
 void values_to_double(enum dtype t, const void *from, int64_t n, double *to);
 

@@ -63,6 +63,8 @@ int64_t train_eval_steps(const struct config *cfg, const struct dataset *valid);
 /* split_spec as numbers [PP]; auto is solved and written into cfg. free() it, after an error too. */
 int train_split(struct config *cfg, const struct stack *s, const struct microbatch *largest,
                 int64_t **split);
+/* "a,b,c" of PP numbers; free() it. */
+char *train_split_text(const int64_t *split, int64_t pp);
 /* EXIT_USAGE with the bytes by kind and three remedies if a rank needs more than memory_limit_gib. */
 int train_check_memory(const struct config *cfg, const struct rank_plan *p, int rank);
 

@@ -187,4 +187,15 @@ static inline void model_free(struct model *m) {
     param_set_free(&m->set);
 }
 
+/* Of a save that can be compared byte by byte, into `save`. */
+static inline struct ckpt_settings model_settings(const char *save) {
+    return (struct ckpt_settings){.save = save,
+                                  .ckpt_step = -1,
+                                  .resume = CKPT_RESUME_AUTO,
+                                  .most_recent_k = -1,
+                                  .index = true,
+                                  .save_derived_weights = true,
+                                  .reproducible = true};
+}
+
 #endif

@@ -107,6 +107,16 @@ int train_split(struct config *cfg, const struct stack *s, const struct microbat
     return config_resolve_split(cfg, *split, pp);
 }
 
+char *train_split_text(const int64_t *split, int64_t pp) {
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *to = open_memstream(&text, &bytes);
+    CHECK(to != NULL, "no memory");
+    for (int64_t i = 0; i < pp; i++) fprintf(to, "%s%lld", i > 0 ? "," : "", (long long)split[i]);
+    fclose(to);
+    return text;
+}
+
 /* ---- the limit --------------------------------------------------------------------------------------- */
 /* The first three that this job has not used up. */
 static void remedies(const struct config *cfg, const struct rank_plan *p, char *text, size_t size) {

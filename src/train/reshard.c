@@ -95,19 +95,12 @@ static int load_job(struct ranks *r, const struct train_reshard *q, const char *
 }
 
 static int lay_out(struct ranks *r) {
-    char *text = NULL;
-    size_t bytes = 0;
     TRY(stack_build(r->cfg, &r->stack));
     r->largest = train_largest_microbatch(r->cfg, NULL, NULL, &r->stack);
     TRY(train_split(r->cfg, &r->stack, r->largest, &r->split));
     plan_layout_from_config(r->cfg, r->split, &r->layout);
     r->be = backend_create_measuring(r->layout.dtype);
-    FILE *to = open_memstream(&text, &bytes);
-    CHECK(to != NULL, "no memory");
-    for (int i = 0; i < r->layout.pp; i++)
-        fprintf(to, "%s%lld", i > 0 ? "," : "", (long long)r->split[i]);
-    fclose(to);
-    r->split_text = text;
+    r->split_text = train_split_text(r->split, r->layout.pp);
     return 0;
 }
 

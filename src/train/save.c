@@ -72,14 +72,7 @@ void save_setup(struct run *r) {
         r->ckpt.load = c->checkpoint.pretrained_checkpoint;
         r->ckpt.finetune = true;
     }
-    char *text = NULL;
-    size_t bytes = 0;
-    FILE *to = open_memstream(&text, &bytes);
-    CHECK(to != NULL, "no memory");
-    for (int i = 0; i < r->layout.pp; i++)
-        fprintf(to, "%s%lld", i > 0 ? "," : "", (long long)r->split[i]);
-    fclose(to);
-    r->split_text = text;
+    r->split_text = train_split_text(r->split, r->layout.pp);
     pthread_mutex_init(&r->hdf5_lock, NULL);
     config_each(c, add_key, r);
     describe_order(r);

@@ -1,19 +1,11 @@
 # A checkpoint explains itself to h5ls, h5dump and h5py: names, shapes, labels, whole tensors through
 # index.h5, holes as NaN. Without these programs the lines say SKIP.
 # timeout: 120
+. "$(dirname "$0")/cli.inc"
 program=${BUILD:-build}/tests/mpi/test_checkpoint
 here=$TEST_TMP/ckpt
 python=/usr/bin/python3
-failed=0
 
-say() { # GOOD NAME
-    if [ "$1" = 0 ]; then
-        echo "ok - $2"
-    else
-        echo "not ok - $2"
-        failed=1
-    fi
-}
 # finds PATTERN NAME COMMAND...
 finds() {
     pattern=$1 name=$2
@@ -24,7 +16,7 @@ finds() {
 
 mpirun -n 4 "$program" "$here" >"$TEST_TMP/out" 2>&1
 say $? "four ranks write a checkpoint"
-[ $failed = 0 ] || { sed 's/^/# /' "$TEST_TMP/out"; exit 1; }
+[ $status = 0 ] || { sed 's/^/# /' "$TEST_TMP/out"; exit 1; }
 cd "$here/iter_0000003" || exit 1
 shard=iter_0000003-shard-00000-of-00004.h5
 
@@ -41,7 +33,7 @@ fi
 
 if ! $python -c 'import h5py, numpy' 2>/dev/null; then
     echo "ok - h5py reads a checkpoint # SKIP python3-h5py is not installed"
-    exit $failed
+    exit $status
 fi
 cat >"$TEST_TMP/read.py" <<'PYTHON'
 import glob, json, sys
@@ -92,7 +84,7 @@ with h5py.File(manifest["files"][0]["name"], "r") as f:
 PYTHON
 $python "$TEST_TMP/read.py" >"$TEST_TMP/out" 2>&1
 say $? "h5py: every tensor through index.h5, every block, labels, checksums, history"
-[ $failed = 0 ] || sed 's/^/# /' "$TEST_TMP/out"
+[ $status = 0 ] || sed 's/^/# /' "$TEST_TMP/out"
 rm iter_0000003-shard-00002-of-00004.h5
 $python - >"$TEST_TMP/out" 2>&1 <<'PYTHON'
 import h5py, json, numpy
@@ -108,5 +100,5 @@ for t in json.load(open("manifest.json"))["tensors"]:
 assert holes > 0
 PYTHON
 say $? "h5py: a missing shard shows as NaN in index.h5"
-[ $failed = 0 ] || sed 's/^/# /' "$TEST_TMP/out"
-exit $failed
+[ $status = 0 ] || sed 's/^/# /' "$TEST_TMP/out"
+exit $status

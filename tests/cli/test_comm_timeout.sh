@@ -1,18 +1,9 @@
 # Faults between ranks end the job within seconds: a rank that never comes with 76 and the name of the
 # rank waited for, disagreement with 70.
 # timeout: 60
+. "$(dirname "$0")/cli.inc"
 program=${BUILD:-build}/tests/mpi/test_p2p
 out=$TEST_TMP/out
-failed=0
-
-say() { # GOOD NAME
-    if [ "$1" = 0 ]; then
-        echo "ok - $2"
-    else
-        echo "not ok - $2"
-        failed=1
-    fi
-}
 
 # ends MODE CODE SENTENCE...: every SENTENCE must be in the output
 ends() {
@@ -26,7 +17,7 @@ ends() {
         grep -qF "$sentence" "$out"
         say $? "$mode: says '$sentence'"
     done
-    [ $failed = 0 ] || sed 's/^/# /' "$out"
+    [ $status = 0 ] || sed 's/^/# /' "$out"
 }
 
 ends collective 76 "rank 0 (host $(hostname), tp 0 pp 0 dp 0)" "barrier of group world" \
@@ -36,4 +27,4 @@ ends p2p 76 "receive 16 bytes of gradients (tag 9) from stage 1" "rank 1 (host $
 ends overrun 70 "rank 1: the message of stage 0 (activations, tag 4) is longer than the buffer"
 ends sizes 70 "all-reduce of group world: rank" "sent another size than"
 ends unreserved 70 "of workspace" "more than the 0 reserved"
-exit $failed
+exit $status

@@ -7,8 +7,8 @@
 #include <unistd.h>
 
 #include "ckpt_model.h"
+#include "verdict.h"
 
-static int test_failures;
 static char folder[256], path[4][512];
 static struct grid *grid;
 static struct backend *be;
@@ -16,13 +16,6 @@ static pthread_mutex_t hdf5_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static const struct group *world(void) {
     return grid_group(grid, GROUP_WORLD);
-}
-
-static void verdict(bool good, const char *name) {
-    int bad = comm_vote(world(), good ? 0 : 1);
-    test_failures += bad != 0;
-    if (!good) printf("# rank %d: %s: %s\n", comm_world_rank(), name, error_text());
-    if (comm_world_rank() == 0) printf("%s - %s\n", bad ? "not ok" : "ok", name);
 }
 
 static const char *path_in(int slot, const char *name) {
@@ -43,14 +36,9 @@ static void remove_folder(const char *at) {
 }
 
 static struct ckpt_settings settings_in(const char *save) {
-    return (struct ckpt_settings){.save = save,
-                                  .ckpt_step = -1,
-                                  .resume = CKPT_RESUME_AUTO,
-                                  .most_recent_k = -1,
-                                  .index = true,
-                                  .save_derived_weights = true,
-                                  .hdf5_lock = &hdf5_lock,
-                                  .reproducible = true};
+    struct ckpt_settings s = model_settings(save);
+    s.hdf5_lock = &hdf5_lock;
+    return s;
 }
 
 static void build(struct model *m, int64_t step, bool sharded) {
@@ -106,7 +94,7 @@ static void the_same_bytes(bool sharded) {
         char *const argv[] = {"diff", "-r", path[0], path[1], NULL};
         good = run_program(argv) && good;
     }
-    verdict(good, sharded ? "the same bytes, sharded states" : "the same bytes");
+    verdict(grid, good, sharded ? "the same bytes, sharded states" : "the same bytes");
     build(&m, 0, sharded);
     struct ckpt_found found;
     good = ckpt_resume(&beside, &m.state, &found) == 0 && found.any && found.step == 3 &&
@@ -114,7 +102,7 @@ static void the_same_bytes(bool sharded) {
     free((void *)(uintptr_t)m.state.history);
     ckpt_found_free(&found);
     model_free(&m);
-    verdict(good, "and they load");
+    verdict(grid, good, "and they load");
 }
 
 /* A measuring grid, as the planner has it, counts the same bytes. */
@@ -132,7 +120,7 @@ static void the_plan_knows_the_copy(void) {
                 ckpt_snapshot_bytes(&m.state, false) < taken;
     grid_destroy(measuring);
     model_free(&m);
-    verdict(good, "the plan knows the copy");
+    verdict(grid, good, "the plan knows the copy");
 }
 
 /* The temporary folder goes away under the writers. */
@@ -161,7 +149,7 @@ static void a_failure_is_agreed_on(void) {
     good = ckpt_find(&s, grid, &found) == 0 && found.step == 4 && good;
     ckpt_found_free(&found);
     model_free(&m);
-    verdict(good, "a failure is agreed on, the one before stands, the next is well");
+    verdict(grid, good, "a failure is agreed on, the one before stands, the next is well");
 }
 
 static void beginning_fails(void) {
@@ -174,7 +162,7 @@ static void beginning_fails(void) {
     bool good = (rc == EXIT_CANT_CREATE || rc == EXIT_NO_PERMISSION) && p == NULL;
     if (good) error_clear();
     model_free(&m);
-    verdict(good, "a beginning that fails leaves nothing pending");
+    verdict(grid, good, "a beginning that fails leaves nothing pending");
 }
 
 int main(int argc, char **argv) {

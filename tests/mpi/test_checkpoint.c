@@ -13,8 +13,8 @@
 
 #include "../../src/checkpoint/ckpt_impl.h"
 #include "ckpt_model.h"
+#include "verdict.h"
 
-static int test_failures;
 static char folder[256];
 static struct backend *be;
 
@@ -26,18 +26,6 @@ struct layout {
 static struct layout layout[MAX_LAYOUTS];
 static int n_layouts;
 
-static void verdict(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void verdict(bool good, const char *fmt, ...) {
-    char name[256];
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(name, sizeof name, fmt, args);
-    va_end(args);
-    int bad = comm_vote(grid_group(layout[0].grid, GROUP_WORLD), good ? 0 : 1);
-    test_failures += bad != 0;
-    if (!good) printf("# rank %d: %s: %s\n", comm_world_rank(), name, error_text());
-    if (comm_world_rank() == 0) printf("%s - %s\n", bad ? "not ok" : "ok", name);
-}
 static void barrier(void) {
     comm_barrier(grid_group(layout[0].grid, GROUP_WORLD));
 }
@@ -49,16 +37,6 @@ static void build(struct model *m, const struct layout *l, bool sharded) {
                 (int[]){group_size(pp), group_rank(pp)}, (int[]){group_size(dp), group_rank(dp)},
                 sharded);
     m->state.grid = l->grid;
-}
-
-static struct ckpt_settings settings_in(const char *save) {
-    return (struct ckpt_settings){.save = save,
-                                  .ckpt_step = -1,
-                                  .resume = CKPT_RESUME_AUTO,
-                                  .most_recent_k = -1,
-                                  .index = true,
-                                  .save_derived_weights = true,
-                                  .reproducible = true};
 }
 
 /* <folder>/<name>, one buffer per slot. */
@@ -125,7 +103,7 @@ static void any_layout_into_any(void) {
             char name[64];
             bool good = true;
             snprintf(name, sizeof name, "any-%d-%d", a, from);
-            struct ckpt_settings s = settings_in(path_in(0, name));
+            struct ckpt_settings s = model_settings(path_in(0, name));
             s.verify_load = from ? CKPT_VERIFY_USED : CKPT_VERIFY_ALL;
             good = save_version(&s, &layout[a], from != 0, 3) == 0;
             int pairs = 0;
@@ -134,8 +112,8 @@ static void any_layout_into_any(void) {
                     int64_t wrong;
                     good = resume(&s, &layout[b], to != 0, &wrong) == 3 && wrong == 0;
                 }
-            verdict(good, "TP %d PP %d DP %d%s into %d layouts bit for bit", layout[a].tp,
-                    layout[a].pp, layout[a].dp, from ? " sharded" : "", pairs);
+            verdict(layout[0].grid, good, "TP %d PP %d DP %d%s into %d layouts bit for bit",
+                    layout[a].tp, layout[a].pp, layout[a].dp, from ? " sharded" : "", pairs);
         }
 }
 
@@ -238,7 +216,7 @@ static void damage_is_answered_by_the_older_one(void) {
         char name[32];
         bool said = true;
         snprintf(name, sizeof name, "damage-%d", d);
-        struct ckpt_settings s = settings_in(path_in(0, name));
+        struct ckpt_settings s = model_settings(path_in(0, name));
         bool good = save_version(&s, &layout[0], false, 1) == 0 &&
                     save_version(&s, &layout[0], false, 2) == 0;
         if (comm_world_rank() == 0) {
@@ -265,13 +243,13 @@ static void damage_is_answered_by_the_older_one(void) {
             snprintf(dir, sizeof dir, "%s/iter_0000002", s.save);
             said = said && ckpt_is_refused(dir);
         }
-        verdict(good && said && step == 1 && wrong == 0, "%s: named, refused, step 1 instead",
-                damage_name[d]);
+        verdict(layout[0].grid, good && said && step == 1 && wrong == 0,
+                "%s: named, refused, step 1 instead", damage_name[d]);
     }
 }
 
 static void every_byte_of_a_shard_counts(void) {
-    struct ckpt_settings s = settings_in(path_in(0, "bytes"));
+    struct ckpt_settings s = model_settings(path_in(0, "bytes"));
     bool good = save_version(&s, &layout[0], false, 1) == 0;
     int64_t tried = 0;
     if (comm_world_rank() == 0) {
@@ -286,13 +264,14 @@ static void every_byte_of_a_shard_counts(void) {
         }
         good = good && ckpt_verify_folder(dir) == 0;
     }
-    verdict(good, "a flipped bit at every 997th byte of a shard is found (%lld on rank 0)",
+    verdict(layout[0].grid, good,
+            "a flipped bit at every 997th byte of a shard is found (%lld on rank 0)",
             (long long)tried);
 }
 
 static void the_same_state_gives_the_same_bytes(void) {
-    struct ckpt_settings a = settings_in(path_in(0, "same-a")),
-                         b = settings_in(path_in(1, "same-b"));
+    struct ckpt_settings a = model_settings(path_in(0, "same-a")),
+                         b = model_settings(path_in(1, "same-b"));
     const struct layout *l = &layout[n_layouts - 1];
     bool good = save_version(&a, l, true, 4) == 0 && save_version(&b, l, true, 4) == 0;
     if (good && comm_world_rank() == 0)
@@ -301,8 +280,8 @@ static void the_same_state_gives_the_same_bytes(void) {
     struct model m;
     struct ckpt_found found;
     for (int round = 0; good && round < 2; round++) {
-        struct ckpt_settings from = settings_in(path_in(0, round ? "same-c" : "same-a"));
-        struct ckpt_settings to = settings_in(path_in(1, round ? "same-d" : "same-c"));
+        struct ckpt_settings from = model_settings(path_in(0, round ? "same-c" : "same-a"));
+        struct ckpt_settings to = model_settings(path_in(1, round ? "same-d" : "same-c"));
         build(&m, round ? l : &layout[0], round != 0);
         good = ckpt_resume(&from, &m.state, &found) == 0 && found.any;
         m.state.split_spec = "2,2";
@@ -316,7 +295,8 @@ static void the_same_state_gives_the_same_bytes(void) {
     }
     if (good && comm_world_rank() == 0)
         good = same_files(path_in(2, "same-a/iter_0000004"), path_in(3, "same-d/iter_0000004"));
-    verdict(good, "the same state gives the same bytes, also by way of another layout");
+    verdict(layout[0].grid, good,
+            "the same state gives the same bytes, also by way of another layout");
 }
 
 /* ---- the k-th call that changes a file fails -------------------------------------------------------------
@@ -353,7 +333,7 @@ int mkdir(const char *path, mode_t mode) {
 static void failing_calls(int victim, int error) {
     char name[64];
     snprintf(name, sizeof name, "fault-%d-%d", victim, error);
-    struct ckpt_settings s = settings_in(path_in(0, name));
+    struct ckpt_settings s = model_settings(path_in(0, name));
     bool good = save_version(&s, &layout[0], false, 1) == 0, fired = true;
     int64_t k = 0, failed = 0, wrong;
     for (; good && fired; k += comm_world_size() > 1 ? 11 : 5) {
@@ -382,13 +362,13 @@ static void failing_calls(int victim, int error) {
         }
         barrier();
     }
-    verdict(good && failed > 0,
+    verdict(layout[0].grid, good && failed > 0,
             "rank %d: each writing call fails with %s: %lld failed saves of %lld", victim,
             error == EIO ? "EIO" : "ENOSPC", (long long)failed, (long long)k);
 }
 
 static void a_failed_save_changes_nothing(void) {
-    struct ckpt_settings s = settings_in(path_in(0, "full"));
+    struct ckpt_settings s = model_settings(path_in(0, "full"));
     bool good = save_version(&s, &layout[0], false, 1) == 0;
     bool victim = comm_world_rank() == comm_world_size() - 1;
     struct rlimit old, small;
@@ -407,13 +387,14 @@ static void a_failed_save_changes_nothing(void) {
                strcmp(list.name[0], "iter_0000001") == 0;
         name_list_free(&list);
     }
-    verdict(good, "files may not grow on one rank: all say so, the older one stands");
+    verdict(layout[0].grid, good,
+            "files may not grow on one rank: all say so, the older one stands");
     failing_calls(comm_world_size() - 1, ENOSPC);
     failing_calls(0, EIO);
 }
 
 static void left_overs_are_finished_or_removed(void) {
-    struct ckpt_settings s = settings_in(path_in(0, "left"));
+    struct ckpt_settings s = model_settings(path_in(0, "left"));
     bool good = true;
     for (int64_t step = 1; step <= 3; step++)
         good = good && save_version(&s, &layout[0], false, step) == 0;
@@ -432,11 +413,12 @@ static void left_overs_are_finished_or_removed(void) {
     struct name_list list;
     good = good && step == 3 && wrong == 0 && folder_list(s.save, &list) == 0 && list.n == 3;
     name_list_free(&list);
-    verdict(good, "left-overs of a crash: the complete folder is taken, the others go");
+    verdict(layout[0].grid, good,
+            "left-overs of a crash: the complete folder is taken, the others go");
 }
 
 static void retention_keeps_what_it_should(void) {
-    struct ckpt_settings s = settings_in(path_in(0, "keep"));
+    struct ckpt_settings s = model_settings(path_in(0, "keep"));
     bool good = true;
     s.most_recent_k = 2;
     s.save_retain_interval = 3;
@@ -447,7 +429,7 @@ static void retention_keeps_what_it_should(void) {
     good = good && folder_list(s.save, &list) == 0 && list.n == 4;
     for (int i = 0; good && i < 4; i++) good = strcmp(list.name[i], kept[i]) == 0;
     name_list_free(&list);
-    verdict(good, "most_recent_k = 2 and save_retain_interval = 3");
+    verdict(layout[0].grid, good, "most_recent_k = 2 and save_retain_interval = 3");
 }
 
 /* ---- what a run may go on from ----------------------------------------------------------------------------------- */
@@ -461,7 +443,7 @@ static void each_key(void *arg, const char *section, const char *key, const char
 }
 
 static void another_model_or_run_is_refused(void) {
-    struct ckpt_settings s = settings_in(path_in(0, "model"));
+    struct ckpt_settings s = model_settings(path_in(0, "model"));
     struct ckpt_found found;
     struct model m;
     bool good = save_version(&s, &layout[0], false, 1) == 0;
@@ -488,12 +470,12 @@ static void another_model_or_run_is_refused(void) {
     good = good && ckpt_find(&s, layout[0].grid, &found) == 0 &&
            ckpt_config(&s, &found, layout[0].grid, each_key, &n) == 0 && n == 3;
     ckpt_found_free(&found);
-    verdict(good,
+    verdict(layout[0].grid, good,
             "another seed, tokenizer, shape, tensor: refused with the reason; keys come back");
 }
 
 static void resume_never_auto_must(void) {
-    struct ckpt_settings s = settings_in(path_in(0, "modes"));
+    struct ckpt_settings s = model_settings(path_in(0, "modes"));
     int64_t wrong;
     bool good = resume(&s, &layout[0], false, &wrong) == 0;
     s.resume = CKPT_RESUME_MUST;
@@ -502,7 +484,7 @@ static void resume_never_auto_must(void) {
     good = good && resume(&s, &layout[0], false, &wrong) == 0;
     good = good && save_version(&s, &layout[0], false, 1) == 0;
     good = good && resume(&s, &layout[0], false, &wrong) == -EXIT_RESUME;
-    struct ckpt_settings fine = settings_in(path_in(1, "modes-new"));
+    struct ckpt_settings fine = model_settings(path_in(1, "modes-new"));
     fine.load = path_in(2, "no-such-folder");
     good = good && resume(&fine, &layout[0], false, &wrong) == -EXIT_NO_INPUT;
     fine.load = s.save;
@@ -516,7 +498,8 @@ static void resume_never_auto_must(void) {
     barrier();
     good = good && resume(&s, &layout[0], false, &wrong) == -EXIT_BAD_DATA;
     error_clear();
-    verdict(good, "resume = never, auto, must; load; finetune; ckpt_step; none verifies");
+    verdict(layout[0].grid, good,
+            "resume = never, auto, must; load; finetune; ckpt_step; none verifies");
 }
 
 static void edit_lock(const char *path, const char *key, const char *value) {
@@ -531,7 +514,7 @@ static void edit_lock(const char *path, const char *key, const char *value) {
 }
 
 static void one_run_per_folder(void) {
-    struct ckpt_settings s = settings_in(path_in(0, "lock"));
+    struct ckpt_settings s = model_settings(path_in(0, "lock"));
     const char *path = path_in(1, "lock/run.lock");
     const struct grid *grid = layout[0].grid;
     bool zero = comm_world_rank() == 0;
@@ -560,7 +543,7 @@ static void one_run_per_folder(void) {
     if (zero) good = good && access(path, F_OK) == 0;
     ckpt_unlock(&b);
     if (zero) good = good && access(path, F_OK) != 0;
-    verdict(good, "one run per folder: refused, fenced, taken over, given back");
+    verdict(layout[0].grid, good, "one run per folder: refused, fenced, taken over, given back");
 }
 
 static void make_layouts(void) {
@@ -604,8 +587,8 @@ int main(int argc, char **argv) {
     comm_broadcast(grid_group(layout[0].grid, GROUP_WORLD), folder, sizeof folder, 0);
     if (backend_create_cpu(DTYPE_F32, 1, comm_world_size(), &be) != 0) error_exit();
     if (argc == 2) { /* for tests/cli: one checkpoint, kept */
-        struct ckpt_settings s = settings_in(argv[1]);
-        verdict(save_version(&s, &layout[n_layouts / 2], true, 3) == 0, "written");
+        struct ckpt_settings s = model_settings(argv[1]);
+        verdict(layout[0].grid, save_version(&s, &layout[n_layouts / 2], true, 3) == 0, "written");
     } else {
         run_tests();
     }

@@ -4,15 +4,7 @@
  * rank with the whole global batch. Pipelines alone must give the same bits. Each draw also counts
  * its messages and runs a second time in the same buffers. STRATA_LONG=1: ten times as many draws. */
 #include "model_kit.h"
-
-static int failures;
-
-static void verdict(const struct grid *grid, bool good, const char *name) {
-    int bad = comm_vote(grid_group(grid, GROUP_WORLD), good ? 0 : 1);
-    failures += bad != 0;
-    if (comm_world_rank() == 0) printf("%s - %s\n", bad ? "not ok" : "ok", name);
-    fflush(stdout);
-}
+#include "verdict.h"
 
 /* ---- a draw -------------------------------------------------------------------------------------- */
 
@@ -361,7 +353,7 @@ static bool run_draw(struct draw *d, const struct grid *grid, struct stack *s, s
         good = false;
     }
     kit_rank_end(&k);
-    verdict(grid, good, d->name);
+    verdict(grid, good, "%s", d->name);
     grid_destroy((struct grid *)(uintptr_t)grid);
     backend_destroy(k.be);
     return good;
@@ -425,5 +417,5 @@ int main(int argc, char **argv) {
     }
     test_coverage(seen, ranks);
     comm_finalize();
-    return failures != 0;
+    return test_failures != 0;
 }

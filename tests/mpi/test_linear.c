@@ -7,18 +7,11 @@
 #include <string.h>
 
 #include "nn.h"
+#include "verdict.h"
 
-static int failures;
 static struct backend *be;
 static const struct group *tp;
 static struct grid *grid;
-
-static void verdict(bool good, const char *name) {
-    int bad = comm_vote(grid_group(grid, GROUP_WORLD), good ? 0 : 1);
-    failures += bad != 0;
-    if (comm_world_rank() == 0) printf("%s - %s\n", bad ? "not ok" : "ok", name);
-    fflush(stdout);
-}
 
 static double value(int seed, int64_t i) {
     return rng_uniform(rng_run_key(seed), (uint64_t)i);
@@ -223,7 +216,7 @@ static void test_cut(const struct cut_case *c) {
         snprintf(name, sizeof name, "column, %s%s%s%s%s", c->name, v.gather ? ", gathered" : "",
                  v.skip ? ", bias handed out" : "", v.rows ? ", row shares" : "",
                  v.frozen ? ", frozen" : "");
-        verdict(run_linear(&v, 5, n), name);
+        verdict(grid, run_linear(&v, 5, n), "%s", name);
     }
     v = (struct variant){.kind = LINEAR_ROW, .cut = cut_blocks(1, c->n, c->size, c->granule)};
     for (int i = 0; i < 16; i++) {
@@ -234,7 +227,7 @@ static void test_cut(const struct cut_case *c) {
         snprintf(name, sizeof name, "row, %s%s%s%s%s", c->name, v.parallel ? ", cut input" : "",
                  v.skip ? ", bias handed out" : "", v.rows ? ", row shares" : "",
                  v.frozen ? ", frozen" : "");
-        verdict(run_linear(&v, n, 6), name);
+        verdict(grid, run_linear(&v, n, 6), "%s", name);
     }
 }
 
@@ -274,7 +267,7 @@ static void test_pair(const struct cut_case *c) {
         good = good && near(&out, &y) && near(&dout, &dx);
         char name[120];
         snprintf(name, sizeof name, "pair, %s, %s", c->name, gathered ? "gathered" : "cut");
-        verdict(good, name);
+        verdict(grid, good, "%s", name);
         struct tensor *mine[] = {&first.w, &first.b, &second.w, &m, &dm, &out, &dout};
         for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) free(mine[i]->data);
     }
@@ -295,22 +288,22 @@ static void test_refusals(void) {
     const char *what = "mlp/fc1/weight";
     struct linear column = {.kind = LINEAR_COLUMN, .cut = cut_even(0, 12, 1)};
     struct linear row = {.kind = LINEAR_ROW, .cut = cut_even(1, 12, 1)};
-    verdict(refused(linear_check_pair(&column, &row, what), "cuts its output"),
+    verdict(grid, refused(linear_check_pair(&column, &row, what), "cuts its output"),
             "cut output into whole input is refused");
     column.gather_output = row.input_is_parallel = true;
-    verdict(refused(linear_check_pair(&column, &row, what), "gathers its output"),
+    verdict(grid, refused(linear_check_pair(&column, &row, what), "gathers its output"),
             "gathered output into cut input is refused");
     column.skip_bias_add = true;
-    verdict(refused(linear_check(&column, what), "hand out its bias"),
+    verdict(grid, refused(linear_check(&column, what), "hand out its bias"),
             "a gathered output with a handed-out bias is refused");
     column.gather_output = column.skip_bias_add = false;
-    verdict(linear_check_pair(&column, &row, what) == 0, "the standard pairing is taken");
+    verdict(grid, linear_check_pair(&column, &row, what) == 0, "the standard pairing is taken");
     row.cut = cut_even(1, 12, 2);
-    verdict(refused(linear_check_pair(&column, &row, what), "cut differently"),
+    verdict(grid, refused(linear_check_pair(&column, &row, what), "cut differently"),
             "different cuts are refused");
     struct cut heads = cut_even(0, 12, 4);
     int rc = cut_check(&heads, 4, what);
-    verdict(refused(rc, "3"), "more ranks than heads are refused");
+    verdict(grid, refused(rc, "3"), "more ranks than heads are refused");
 }
 
 int main(int argc, char **argv) {
@@ -327,5 +320,5 @@ int main(int argc, char **argv) {
     grid_destroy(grid);
     backend_destroy(be);
     comm_finalize();
-    return failures != 0;
+    return test_failures != 0;
 }

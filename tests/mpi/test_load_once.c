@@ -5,21 +5,14 @@
 
 #include "../../src/checkpoint/ckpt_impl.h"
 #include "ckpt_model.h"
+#include "verdict.h"
 
-static int test_failures;
 static char folder[256];
 static struct grid *grid;
 static struct backend *be;
 
 static const struct group *world(void) {
     return grid_group(grid, GROUP_WORLD);
-}
-
-static void verdict(bool good, const char *name) {
-    int bad = comm_vote(world(), good ? 0 : 1);
-    test_failures += bad != 0;
-    if (!good) printf("# rank %d: %s: %s\n", comm_world_rank(), name, error_text());
-    if (comm_world_rank() == 0) printf("%s - %s\n", bad ? "not ok" : "ok", name);
 }
 
 static void build(struct model *m, bool sharded, int version) {
@@ -51,9 +44,10 @@ static void each_byte_has_one_reader(bool sharded) {
     int64_t all = most = mine;
     comm_allreduce_i64(world(), &all, 1, REDUCE_SUM);
     comm_allreduce_i64(world(), &most, 1, REDUCE_MAX);
-    verdict(all == once, sharded ? "each common byte has one reader, sharded states"
-                                 : "each common byte has one reader");
-    verdict(most <= once / n + largest, "no rank reads more than its share and one tensor");
+    verdict(grid, all == once,
+            sharded ? "each common byte has one reader, sharded states"
+                    : "each common byte has one reader");
+    verdict(grid, most <= once / n + largest, "no rank reads more than its share and one tensor");
     free(reader);
     part_list_free(&list);
     model_free(&m);
@@ -76,7 +70,7 @@ static void every_rank_has_its_values(bool sharded) {
     ckpt_found_free(&found);
     model_free(&m);
     free(save);
-    verdict(good,
+    verdict(grid, good,
             sharded ? "every rank has its values, sharded states" : "every rank has its values");
 }
 

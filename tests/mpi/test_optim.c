@@ -2,8 +2,7 @@
  * replicas, the norm counted once, shards, planned workspace, a non-finite gradient on one rank. */
 /* ranks: 1 2 3 4 6 8 */
 #include "optim_case.h"
-
-static int failures;
+#include "verdict.h"
 
 struct layout {
     int T, P, D;
@@ -17,12 +16,9 @@ struct fixture {
     const char *dtype;
 };
 
-static void verdict(const struct fixture *f, bool good, const char *what) {
-    int bad = comm_vote(grid_group(f->grid, GROUP_WORLD), good ? 0 : 1);
-    failures += bad != 0;
-    if (comm_world_rank() == 0)
-        printf("%s - T%d P%d D%d%s %s: %s\n", bad ? "not ok" : "ok", f->at.T, f->at.P, f->at.D,
-               f->at.mapping ? " tp-pp-dp" : "", f->dtype, what);
+static void tell(const struct fixture *f, bool good, const char *what) {
+    verdict(f->grid, good, "T%d P%d D%d%s %s: %s", f->at.T, f->at.P, f->at.D,
+            f->at.mapping ? " tp-pp-dp" : "", f->dtype, what);
 }
 
 /* Stage s of P holds parameters first..end-1; a fused one stays with its predecessor. */
@@ -112,8 +108,8 @@ static void test_sharded_is_whole(const struct fixture *f, enum optim_kind kind,
     char what[100];
     snprintf(what, sizeof what, "%s%s is the reference", kind == OPTIM_ADAM ? "AdamW" : "SGD",
              clip > 0 ? " with clipping" : "");
-    verdict(f, good, what);
-    if (clip == 0) verdict(f, same, "sharded states give the bits of whole ones");
+    tell(f, good, what);
+    if (clip == 0) tell(f, same, "sharded states give the bits of whole ones");
 }
 
 /* All members of the group hold the same bytes? */
@@ -151,7 +147,7 @@ static void test_replicas_stay_equal(const struct fixture *f) {
     }
     free(w);
     case_destroy(&c);
-    verdict(f, good, "replicas over dp and tp hold the same bits");
+    tell(f, good, "replicas over dp and tp hold the same bits");
 }
 
 /* Shards cover every trainable element once and differ by one element of storage at most. */
@@ -186,7 +182,7 @@ static void test_shards_cover(const struct fixture *f) {
     }
     free(held);
     case_destroy(&c);
-    verdict(f, good, "shards cover every trainable element once");
+    tell(f, good, "shards cover every trainable element once");
 }
 
 /* One bad element on one rank stops the update everywhere. */
@@ -218,7 +214,7 @@ static void test_non_finite(const struct fixture *f, bool distributed, int culpr
     char what[100];
     snprintf(what, sizeof what, "%g on rank %d stops the update%s", value, culprit,
              distributed ? " of sharded states" : "");
-    verdict(f, good, what);
+    tell(f, good, what);
 }
 
 static void run_layout(struct layout at, enum dtype dtype) {
@@ -251,5 +247,5 @@ int main(int argc, char **argv) {
         run_layout(all[i], DTYPE_F64);
     }
     comm_finalize();
-    return failures != 0;
+    return test_failures != 0;
 }

@@ -4,19 +4,11 @@
  * three steps of training, bit-identical to one stage. Text-only micro-batches, several images and
  * cut images are mixed in; nothing frozen, recompute, frozen parts. */
 #include "model_kit.h"
+#include "verdict.h"
 
 #define STEPS 3
 #define BATCHES 3
 #define SAMPLES 2
-
-static int failures;
-
-static void verdict(const struct grid *grid, bool good, const char *name) {
-    int bad = comm_vote(grid_group(grid, GROUP_WORLD), good ? 0 : 1);
-    failures += bad != 0;
-    if (comm_world_rank() == 0) printf("%s - %s\n", bad ? "not ok" : "ok", name);
-    fflush(stdout);
-}
 
 static const struct kit_sample samples[BATCHES][SAMPLES] = {
     {{.length = 6, .images = 1, .at = {1}, .first_target = 2}, {.length = 9, .first_target = 3}},
@@ -123,7 +115,7 @@ static void test_split(const struct stack *s, const struct kit_batch *b, const i
     int n = snprintf(name, sizeof name, "%s, split", what);
     for (int i = 0; i < P; i++)
         n += snprintf(name + n, sizeof name - (size_t)n, "%c%d", i ? ',' : ' ', split[i]);
-    verdict(grid, good, name);
+    verdict(grid, good, "%s", name);
     kit_rank_end(&k);
     grid_destroy(grid);
     backend_destroy(k.be);
@@ -223,5 +215,5 @@ int main(int argc, char **argv) {
     c.language.freeze_lm = true;
     test_all(&c, REPEAT_BLOCK, "projector alone, recompute");
     comm_finalize();
-    return failures != 0;
+    return test_failures != 0;
 }

@@ -7,27 +7,11 @@
 
 #include <cmocka.h>
 
-#include "../../src/data/template_impl.h"
 #include "json.h"
+#include "tokenizer_case.h"
 
-#define MODEL "tests/golden/mistral_v1/tokenizer.model.v1"
 #define STORED "tests/golden/conversations/conversations.jsonl"
 #define MOST_TURNS 6
-
-static struct tokenizer *tok;
-
-static int open_model(void **state) {
-    (void)state;
-    if (tokenizer_open("Llama2Tokenizer", MODEL, &tok) == 0) return 0;
-    error_print(stderr);
-    return -1;
-}
-
-static int close_model(void **state) {
-    (void)state;
-    tokenizer_close(tok);
-    return 0;
-}
 
 /* One stored line. */
 struct expected {

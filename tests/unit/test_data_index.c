@@ -1,5 +1,4 @@
 /* The index: built from both sources, read back, refused when something is wrong. */
-#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -10,10 +9,9 @@
 #include <cmocka.h>
 
 #include "../../src/data/index_impl.h"
+#include "data_case.h"
 
 #define PICTURE "input/tiny/images/apple.png"
-
-static char folder[64];
 
 static char *at(const char *name) {
     static char path[4][256];
@@ -21,25 +19,6 @@ static char *at(const char *name) {
     char *p = path[next = (next + 1) % 4];
     snprintf(p, sizeof path[0], "%s/%s", folder, name);
     return p;
-}
-
-static int make_folder(void **state) {
-    (void)state;
-    snprintf(folder, sizeof folder, "%s", "/tmp/strata_data_XXXXXX");
-    return mkdtemp(folder) != NULL ? 0 : -1;
-}
-
-static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *place) {
-    (void)st;
-    (void)kind;
-    (void)place;
-    return remove(path);
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    error_clear();
-    return nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 static void write_file(const char *name, const void *data, size_t bytes) {
@@ -60,22 +39,6 @@ static void copy_picture(const char *from, const char *name, size_t n) {
     assert_int_equal(file_read(from, 1 << 20, &data, &bytes), 0);
     write_file(name, data, n > 0 ? n : bytes);
     free(data);
-}
-
-static struct data_settings tiny(void) {
-    struct data_settings s;
-    data_settings_init(&s);
-    s.format = DATA_LLAVA_JSON;
-    s.path = "input/tiny/train.json";
-    s.cache_path = folder;
-    s.conversation_template = TEMPLATE_V1;
-    s.tokenizer_type = "Llama2Tokenizer";
-    s.tokenizer_model = "input/tiny/tokenizer.model";
-    s.vocab_size = 400;
-    s.decoder_seq_length = 256;
-    s.rows_per_image = 16;
-    s.img_h = s.img_w = 28;
-    return s;
 }
 
 /* A JSON of the text beside one picture, apple.png. */

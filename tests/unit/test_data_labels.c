@@ -6,24 +6,7 @@
 
 #include <cmocka.h>
 
-#include "../../src/data/template_impl.h"
-
-#define MODEL "tests/golden/mistral_v1/tokenizer.model.v1"
-
-static struct tokenizer *tok;
-
-static int open_model(void **state) {
-    (void)state;
-    if (tokenizer_open("Llama2Tokenizer", MODEL, &tok) == 0) return 0;
-    error_print(stderr);
-    return -1;
-}
-
-static int close_model(void **state) {
-    (void)state;
-    tokenizer_close(tok);
-    return 0;
-}
+#include "tokenizer_case.h"
 
 /* One expected stretch: ids as text, targets or not. */
 struct stretch {
@@ -257,7 +240,7 @@ static void test_decode(void **state) {
 static void test_refused(void **state) {
     (void)state;
     struct tokenizer *t;
-    assert_int_equal(tokenizer_open("TikTokenizer", MODEL, &t), EXIT_USAGE);
+    assert_int_equal(tokenizer_open("TikTokenizer", TOKENIZER_MODEL, &t), EXIT_USAGE);
     assert_non_null(strstr(error_text(), "TikTokenizer"));
     error_clear();
     assert_int_equal(tokenizer_open("Llama2Tokenizer", "no/such.model", &t), EXIT_NO_INPUT);

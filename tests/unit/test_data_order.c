@@ -1,5 +1,4 @@
 /* Order of samples, mock data, prefetch with several threads. */
-#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -9,44 +8,13 @@
 
 #include <cmocka.h>
 
-#include "data.h"
+#include "data_case.h"
 
 #define FLOATS (3 * 28 * 28)
 
-static char folder[64];
-
-static int make_folder(void **state) {
-    (void)state;
-    snprintf(folder, sizeof folder, "%s", "/tmp/strata_order_XXXXXX");
-    return mkdtemp(folder) != NULL ? 0 : -1;
-}
-
-static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *place) {
-    (void)st;
-    (void)kind;
-    (void)place;
-    return remove(path);
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    return nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
-
 static struct dataset *open_tiny(void) {
-    struct data_settings s;
+    struct data_settings s = tiny();
     struct dataset *d;
-    data_settings_init(&s);
-    s.format = DATA_LLAVA_JSON;
-    s.path = "input/tiny/train.json";
-    s.cache_path = folder;
-    s.conversation_template = TEMPLATE_V1;
-    s.tokenizer_type = "Llama2Tokenizer";
-    s.tokenizer_model = "input/tiny/tokenizer.model";
-    s.vocab_size = 400;
-    s.decoder_seq_length = 256;
-    s.rows_per_image = 16;
-    s.img_h = s.img_w = 28;
     if (dataset_prepare(&s, false, NULL, NULL) != 0 || dataset_open(&s, &d) != 0)
         fail_msg("%s", error_text());
     return d;
@@ -193,18 +161,8 @@ static void test_prefetch_error(void **state) {
     }
     dataset_close(d);
     copy_file("input/tiny/train.json", json);
-    struct data_settings s;
-    data_settings_init(&s);
-    s.format = DATA_LLAVA_JSON;
+    struct data_settings s = tiny();
     s.path = json;
-    s.cache_path = folder;
-    s.conversation_template = TEMPLATE_V1;
-    s.tokenizer_type = "Llama2Tokenizer";
-    s.tokenizer_model = "input/tiny/tokenizer.model";
-    s.vocab_size = 400;
-    s.decoder_seq_length = 256;
-    s.rows_per_image = 16;
-    s.img_h = s.img_w = 28;
     assert_int_equal(dataset_prepare(&s, false, NULL, NULL), 0);
     assert_int_equal(dataset_open(&s, &d), 0);
     int64_t bee = 0, other = 0;

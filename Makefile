@@ -9,6 +9,7 @@ ARCH     ?= native
 OPT      ?= -O3
 BUILD    ?= build
 SANITIZE ?= 0
+V        ?= 0
 PREFIX   ?= /usr/local
 RANKS    ?= 2
 
@@ -76,34 +77,36 @@ lib: $(LIB) ## everything but the main program, as a static library
 tests: $(TESTS) $(FAULTS) $(BUILD)/strata ## build every test program
 faults: $(FAULTS) ## build/faults/strata, which dies where the variable FAULT says
 
+# One short line per file; V=1 shows the commands.
+say = $(if $(filter 1,$(V)),,@echo "  $(1)	$@";)
 $(BUILD)/%.o: src/%.c
 	@mkdir -p $(@D)
-	OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(call say,CC)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/%.f32.o: src/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -DSTRATA_REAL=32 -MMD -MP -c $< -o $@
+	$(call say,CC)$(CC) $(CPPFLAGS) $(CFLAGS) -DSTRATA_REAL=32 -MMD -MP -c $< -o $@
 $(BUILD)/%.f64.o: src/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -DSTRATA_REAL=64 -MMD -MP -c $< -o $@
+	$(call say,CC)$(CC) $(CPPFLAGS) $(CFLAGS) -DSTRATA_REAL=64 -MMD -MP -c $< -o $@
 $(BUILD)/%.o: src/%.cc
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
+	$(call say,CXX)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 # Removed first: ar would keep the objects of files that are gone.
 $(LIB): $(OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	$(call say,AR)ar rcs $@ $^
 $(BUILD)/strata: $(MAIN) $(LIB)
-	OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/faults/%.o: src/%.c
 	@mkdir -p $(@D)
-	OMPI_CC=$(CC) $(MPICC) -DSTRATA_FAULTS $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(call say,CC)OMPI_CC=$(CC) $(MPICC) -DSTRATA_FAULTS $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/faults/strata: $(MAIN) $(FAULTOBJ)
-	OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/faults/list_points: tests/faults/list_points.c $(FAULTOBJ)
-	OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -MMD -MP -o $@
+	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -MMD -MP -o $@
 $(BUILD)/tests/%: tests/%.c $(LIB)
 	@mkdir -p $(@D)
-	OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) $< $(LIB) -lcmocka $(LDLIBS) -MMD -MP -o $@
+	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) $< $(LIB) -lcmocka $(LDLIBS) -MMD -MP -o $@
 
 # ---- packages ----------------------------------------------------------------------------------------
 # $(call install_packages,LIST): nothing to do if dpkg knows them all. It runs apt-get update first.
@@ -168,6 +171,6 @@ clean: ## remove everything built
 	rm -rf build
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
-	@echo "variables       SANITIZE=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 PREFIX=/usr/local"
+	@echo "variables       SANITIZE=1 V=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 PREFIX=/usr/local"
 
 -include $(OBJ:.o=.d) $(FAULTOBJ:.o=.d) $(MAIN:.o=.d) $(TESTS:=.d) $(BENCHES:=.d)

@@ -52,6 +52,7 @@ struct part_list {
 };
 void part_list_free(struct part_list *list);
 int64_t part_bytes(const struct part *p);
+int64_t part_list_largest(const struct part_list *list); /* bytes of the largest part, 0: none */
 /* Shape of the local array of tensor-parallel rank `rank` of `size`: the global shape with the cut
  * axis shortened. */
 void param_extent(const struct param *p, int size, int rank, int64_t *extent);

@@ -103,7 +103,7 @@ hid_t h5_dtype(enum dtype t) {
 hid_t h5_access(void) {
     hid_t list = H5Pcreate(H5P_FILE_ACCESS);
     if (list < 0) return list;
-    hsize_t align = 1 << 20;
+    hsize_t align = H5_ALIGNMENT;
     if (H5Pset_fapl_sec2(list) < 0 ||
         H5Pset_libver_bounds(list, H5F_LIBVER_V110, H5F_LIBVER_V110) < 0 ||
         H5Pset_fclose_degree(list, H5F_CLOSE_SEMI) < 0 ||

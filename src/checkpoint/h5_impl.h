@@ -25,8 +25,10 @@ hid_t h5_access(void);        /* file access list: serial, V110, strict close, a
 struct outlet {
     int fd, error;
 };
-hid_t h5_write_access(struct outlet *out); /* as h5_access; for creating, O_EXCL */
-hid_t h5_create_list(hid_t class_id); /* of file, group, dataset, type: no times, order tracked */
+/* As h5_access; for creating, O_EXCL. large: the file will hold datasets that are aligned. */
+hid_t h5_write_access(struct outlet *out, bool large);
+#define H5_ALIGNMENT ((int64_t)1 << 20) /* datasets of so many bytes begin at multiples of it */
+hid_t h5_create_list(hid_t class_id);   /* of file, group, dataset, type: no times, order tracked */
 
 int h5_put_text(hid_t at, const char *name, const char *value); /* NULL: "" */
 int h5_put_integer(hid_t at, const char *name, int64_t value);
@@ -47,6 +49,7 @@ struct shard_identity {            /* of the checkpoint that is being written */
     int64_t index;
     const struct grid *grid;
     const char *tool; /* who writes, for the attribute history; NULL: "strata train: saved" */
+    int64_t largest;  /* bytes of its largest dataset */
 };
 int shard_create(struct shard *s, const char *path, const struct shard_identity *id,
                  const struct ckpt_settings *settings);

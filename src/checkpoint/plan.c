@@ -36,6 +36,15 @@ int64_t part_bytes(const struct part *p) {
     return box_volume(&p->box) * (int64_t)dtype_size(p->dtype);
 }
 
+int64_t part_list_largest(const struct part_list *list) {
+    int64_t largest = 0;
+    for (int64_t i = 0; i < list->n; i++) {
+        int64_t bytes = part_bytes(&list->part[i]);
+        if (bytes > largest) largest = bytes;
+    }
+    return largest;
+}
+
 void param_extent(const struct param *p, int size, int rank, int64_t *extent) {
     for (int d = 0; d < p->ndim; d++) extent[d] = p->shape[d];
     if (p->cut.axis >= 0) extent[p->cut.axis] = cut_part(&p->cut, size, rank).total;

@@ -73,7 +73,11 @@ static int write_shard(struct reshard *r, struct ckpt_manifest *share, const str
                        const struct part_list *part, int64_t index) {
     char name[CKPT_NAME_MAX + 1];
     struct shard shard;
-    struct shard_identity id = {.m = share, .index = index, .grid = st->grid, .tool = r->tool};
+    struct shard_identity id = {.m = share,
+                                .index = index,
+                                .grid = st->grid,
+                                .tool = r->tool,
+                                .largest = part_list_largest(part)};
     ckpt_shard_name(name, sizeof name, share->step, index, share->writers);
     manifest_add_file(share, name);
     char *path = xasprintf("%s/%s", r->tmp, name);

@@ -108,7 +108,10 @@ static int prepare(struct save *s) {
     comm_broadcast(s->world, &names, sizeof names, 0);
     ckpt_take_names(s->m, &names);
     s->tmp = xasprintf("%s/%s", s->set->save, names.folder);
-    s->id = (struct shard_identity){.m = s->m, .index = group_rank(s->world), .grid = st->grid};
+    s->id = (struct shard_identity){.m = s->m,
+                                    .index = group_rank(s->world),
+                                    .grid = st->grid,
+                                    .largest = part_list_largest(&s->part)};
     TRY(check_file_limit(s, shard_bytes));
     return group_rank(s->world) == 0 ? make_folder(s, bytes, s->tmp) : 0;
 }

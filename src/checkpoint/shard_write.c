@@ -56,7 +56,8 @@ int shard_create(struct shard *s, const char *path, const struct shard_identity 
                  const struct ckpt_settings *settings) {
     *s = (struct shard){.path = path, .file = -1, .group_list = -1, .bfloat16 = -1};
     s->out.fd = -1;
-    hid_t access = h5_write_access(&s->out), create = h5_create_list(H5P_FILE_CREATE);
+    hid_t access = h5_write_access(&s->out, id->largest >= H5_ALIGNMENT),
+          create = h5_create_list(H5P_FILE_CREATE);
     int rc = 0;
     s->group_list = h5_create_list(H5P_GROUP_CREATE);
     if (access < 0 || create < 0 || s->group_list < 0)

@@ -82,6 +82,14 @@ say = $(if $(filter 1,$(V)),,@echo "  $(1)	$@";)
 $(BUILD)/%.o: src/%.c
 	@mkdir -p $(@D)
 	$(call say,CC)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+# What the program was built from is known when all else is built; nothing is built because of it alone.
+BUILT := $(BUILD)/base/build.o
+$(BUILT): $(filter-out $(BUILT),$(OBJ))
+ifneq ($(wildcard .git),)
+$(BUILT): private CPPFLAGS += -DSTRATA_GIT_SHA='"$(shell git rev-parse HEAD 2>/dev/null || echo unknown)"' \
+  -DSTRATA_GIT_DIRTY='"$(shell test -z "$$(git status --porcelain -uno 2>/dev/null)" && echo false || echo true)"'
+endif
+$(BUILT): private CPPFLAGS += -DSTRATA_FLAGS='"$(strip $(CFLAGS))"'
 $(BUILD)/%.f32.o: src/%.c
 	@mkdir -p $(@D)
 	$(call say,CC)$(CC) $(CPPFLAGS) $(CFLAGS) -DSTRATA_REAL=32 -MMD -MP -c $< -o $@

@@ -198,6 +198,8 @@ int backend_create_cpu(enum dtype dtype, int threads, int ranks_sharing, struct 
  * runs the layers' own code over it. */
 struct backend *backend_create_measuring(enum dtype dtype);
 void backend_destroy(struct backend *be);
+/* Name and version of the library that multiplies matrices on the CPU. */
+void backend_library_version(char *text, size_t size);
 /* Is there a device of that name in this build ("cpu", "cuda")? A sentence otherwise. */
 int backend_check_device(const char *device);
 

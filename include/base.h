@@ -12,6 +12,13 @@
 
 #define STRATA_VERSION "0.1.0"
 
+/* What this program was built from; "unknown" where the build could not tell (no git: a release). */
+struct build_info {
+    const char *compiler, *flags;
+    const char *git_sha, *git_dirty; /* "true": with changes that are not committed */
+};
+const struct build_info *build_info(void);
+
 /* ---- exit codes (doc/errors.md) ------------------------------------------------------------ */
 enum exit_code {
     EXIT_OK = 0,

@@ -52,7 +52,7 @@ struct ckpt_key { /* one effective key of the job file */
     const char *section, *key, *value;
     bool defaulted;
 };
-struct ckpt_text { /* one more attribute of /code or /provenance */
+struct ckpt_text { /* one attribute of /provenance */
     const char *key, *value;
 };
 struct ckpt_row { /* one step of /training/history */
@@ -94,8 +94,9 @@ struct ckpt_state {
     char *run_uuid, *parent_uuid;
     const struct ckpt_key *key;
     int64_t n_keys;
-    const struct ckpt_text *code, *provenance;
-    int64_t n_code, n_provenance;
+    /* Where and how it was made; NULL: a save describes its own processes. */
+    const struct ckpt_text *provenance;
+    int64_t n_provenance;
     const struct ckpt_row *history;
     int64_t n_history;
     int64_t *saved_bytes; /* NULL, or where a save adds the bytes of its files (rank 0: of all) */

@@ -19,6 +19,8 @@ enum reduce_op { REDUCE_SUM, REDUCE_MAX };
  * A program that never called comm_init (strata keys) must not call the rest. */
 int comm_init(int *argc, char ***argv);
 void comm_finalize(void);
+/* Name and version of the MPI library, on any process. */
+void comm_library_version(char *text, size_t size);
 int comm_world_rank(void);
 int comm_world_size(void);
 /* Ranks of this host that may run on a core of mine, myself included: all of them where nothing is

@@ -104,25 +104,6 @@ static int read_texts(const struct shard_reader *r, struct about *a, const char 
     return h5_close(l.rc, g, group);
 }
 
-/* The five that shard_common.c knows itself come first. */
-static int read_code(const struct shard_reader *r, struct about *a) {
-    static const char *const known[] = {"name", "version", "compiler", "hdf5_header",
-                                        "hdf5_runtime"};
-    int64_t n = 0, kept = 0;
-    TRY(read_texts(r, a, "code", &a->code, &n));
-    for (int64_t i = 0; i < n; i++) {
-        bool own = false;
-        for (size_t k = 0; k < sizeof known / sizeof known[0]; k++)
-            own = own || strcmp(a->code[i].key, known[k]) == 0;
-        if (strcmp(a->code[i].key, "version") == 0)
-            a->version = (char *)(uintptr_t)a->code[i].value;
-        if (!own) a->code[kept++] = a->code[i];
-    }
-    a->state.code = a->code;
-    a->state.n_code = kept;
-    return 0;
-}
-
 static int read_keys(const struct shard_reader *r, struct about *a) {
     struct ckpt_text *text = NULL;
     int64_t n = 0;
@@ -178,7 +159,7 @@ static void find_settings(const struct shard_reader *r, const struct ckpt_manife
 static int read_all(const struct shard_reader *r, struct about *a) {
     int rc = read_used_ini(r, a);
     if (!rc) rc = read_keys(r, a);
-    if (!rc) rc = read_code(r, a);
+    if (!rc) rc = read_texts(r, a, "code", &a->code, &a->n_code);
     for (size_t i = 0; !rc && i + a->settings.no_save_rng < N_VALUES; i++)
         rc = read_value(r, a, &value[i]);
     if (!rc) rc = reader_counters(r, &a->state.at);

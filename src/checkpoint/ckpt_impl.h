@@ -182,6 +182,12 @@ int ckpt_commit_folder(const char *save, const char *tmp, int64_t step); /* step
 /* Fencing: the lock is still ours (NULL: none was taken). EXIT_NO_PERMISSION. */
 int ckpt_lock_check(const struct ckpt_lock *lock);
 
+/* Start of a process in clock ticks since boot; -1 if there is none, or only its body, which nobody has
+ * buried yet. Together with the boot's id it tells a process from a later one with the same number. */
+int64_t process_start(int64_t pid);
+/* SLURM_JOB_ID, or "pid77" */
+void ckpt_job_id(char *text, size_t size);
+
 /* ---- steps that every writer of a checkpoint takes ------------------------------------------------ */
 struct ckpt_names {
     char uuid[37], run_uuid[37], parent_uuid[37], created[32];

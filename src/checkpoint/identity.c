@@ -8,6 +8,35 @@
 
 #include "ckpt_impl.h"
 
+void ckpt_job_id(char *text, size_t size) {
+    const char *job = getenv("SLURM_JOB_ID");
+    if (job)
+        snprintf(text, size, "%s", job);
+    else
+        snprintf(text, size, "pid%ld", (long)getpid());
+}
+
+int64_t process_start(int64_t pid) {
+    char path[64], *text = NULL;
+    size_t bytes;
+    int64_t start = -1;
+    snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
+    if (access(path, R_OK) != 0 || file_read(path, 65536, &text, &bytes) != 0) {
+        error_clear();
+        return -1;
+    }
+    char *field = strrchr(text, ')'); /* field 2 may hold anything */
+    if (field && (strncmp(field, ") Z", 3) == 0 || strncmp(field, ") X", 3) == 0)) field = NULL;
+    for (int i = 2; field && i < 22; i++) field = strchr(field + 1, ' ');
+    if (field) {
+        char *end = strchr(field + 1, ' ');
+        if (end) *end = 0;
+        if (!parse_int64(field + 1, &start)) start = -1;
+    }
+    free(text);
+    return start;
+}
+
 static void format_uuid(const uint8_t b[16], int version, char uuid[37]) {
     char *at = uuid;
     for (int i = 0; i < 16; i++) {
@@ -61,12 +90,12 @@ static void make_created(bool reproducible, char created[32]) {
 
 void ckpt_make_names(const struct ckpt_manifest *m, const struct ckpt_state *st, bool reproducible,
                      struct ckpt_names *n) {
-    const char *job = getenv("SLURM_JOB_ID"), *restart = getenv("SLURM_RESTART_COUNT");
-    char pid[32];
+    const char *restart = getenv("SLURM_RESTART_COUNT");
+    char job[64];
     memset(n, 0, sizeof *n);
-    snprintf(pid, sizeof pid, "pid%ld", (long)getpid());
-    snprintf(n->folder, sizeof n->folder, "iter_%07lld.tmp-%.32s-%.16s", (long long)m->step,
-             job ? job : pid, restart ? restart : "0");
+    ckpt_job_id(job, sizeof job);
+    snprintf(n->folder, sizeof n->folder, "iter_%07lld.tmp-%.32s-%.16s", (long long)m->step, job,
+             restart ? restart : "0");
     make_created(reproducible, n->created);
     if (reproducible) {
         derived_uuid(m, st, "checkpoint", m->step, n->uuid);

@@ -251,6 +251,35 @@ static void check_alike(struct lint *l) {
     for (size_t i = 0; i < sizeof group / sizeof group[0]; i++) check_group_alike(l, group[i]);
 }
 
+static void check_present(struct lint *l, const char *group, const char *const *name, size_t n) {
+    hid_t g = H5Gopen2(l->r->file, group, H5P_DEFAULT);
+    if (g < 0) fault(l, "group /%s is missing", group);
+    for (size_t i = 0; g >= 0 && i < n; i++)
+        if (H5Aexists(g, name[i]) <= 0) fault(l, "/%s has no attribute %s", group, name[i]);
+    h5_close(0, g, group);
+    H5Eclear2(H5E_DEFAULT);
+}
+
+/* What wrote the file; where and how, in the first shard alone, and not if the files are reproducible:
+ * then the attribute history is empty. */
+static void check_origin(struct lint *l) {
+    static const char *const code[] = {"name",     "version", "git_sha",     "git_dirty",
+                                       "compiler", "flags",   "mpi",         "nccl",
+                                       "cuda",     "blas",    "hdf5_header", "hdf5_runtime"};
+    static const char *const provenance[] = {"hosts",        "job_id",      "restart_count",
+                                             "command_line", "environment", "wall_seconds"};
+    char *history = NULL;
+    check_present(l, "code", code, sizeof code / sizeof code[0]);
+    if (h5_get_text(l->r->file, "history", &history) != 0) return; /* told by check_root */
+    if (history[0] && l->r->file_index == 0)
+        check_present(l, "provenance", provenance, sizeof provenance / sizeof provenance[0]);
+    else if (H5Lexists(l->r->file, "provenance", H5P_DEFAULT) != 0)
+        fault(l, "%s",
+              history[0] ? "/provenance belongs into the first shard alone"
+                         : "reproducible files have no /provenance");
+    free(history);
+}
+
 /* ---- all of it --------------------------------------------------------------------------------------------------------- */
 static int64_t longest_slice(const struct ckpt_manifest *m) {
     int64_t most = CKPT_SLICE;
@@ -267,6 +296,7 @@ static int lint_shard(struct lint *l, char *host) {
     const struct ckpt_manifest *m = l->source->m;
     int rc = 0;
     check_root(l);
+    check_origin(l);
     l->n_objects = 0;
     if (H5Lvisit(l->r->file, H5_INDEX_NAME, H5_ITER_INC, visit_link, l) < 0 && !l->rc)
         fault(l, "its tree cannot be walked");

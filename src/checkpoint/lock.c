@@ -15,30 +15,6 @@ struct holder {
     int64_t restart, pid, pid_start;
 };
 
-/* Start of a process in clock ticks since boot: field 22 of its stat; -1 if there is none, or only
- * its body, which nobody has buried yet (state Z or X). Together with the boot's id it tells a process
- * from a later one with the same number. */
-static int64_t process_start(int64_t pid) {
-    char path[64], *text = NULL;
-    size_t bytes;
-    int64_t start = -1;
-    snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
-    if (access(path, R_OK) != 0 || file_read(path, 65536, &text, &bytes) != 0) {
-        error_clear();
-        return -1;
-    }
-    char *field = strrchr(text, ')'); /* field 2 may hold anything */
-    if (field && (strncmp(field, ") Z", 3) == 0 || strncmp(field, ") X", 3) == 0)) field = NULL;
-    for (int i = 2; field && i < 22; i++) field = strchr(field + 1, ' ');
-    if (field) {
-        char *end = strchr(field + 1, ' ');
-        if (end) *end = 0;
-        if (!parse_int64(field + 1, &start)) start = -1;
-    }
-    free(text);
-    return start;
-}
-
 static void read_boot(char *boot, size_t size) {
     char *text = NULL;
     size_t bytes;

@@ -119,6 +119,13 @@ static int prepare(struct save *s) {
 int phase_begin(struct save *s, const struct ckpt_settings *settings,
                 const struct ckpt_state *state) {
     *s = (struct save){.set = settings, .st = state, .world = grid_group(state->grid, GROUP_WORLD)};
+    if (!settings->reproducible && state->provenance == NULL) {
+        provenance_collect(s->world, &s->provenance);
+        s->described = *state;
+        s->described.provenance = s->provenance.text;
+        s->described.n_provenance = s->provenance.n;
+        s->st = &s->described;
+    }
     fault_point("save.folder.before");
     int rc = ckpt_agree(s->world, prepare(s));
     fault_point("save.folder.after");
@@ -267,6 +274,7 @@ int phase_end(struct save *s, int rc) {
     for (int64_t i = 0; !rc && s->st->saved_bytes && i < s->m->n_files; i++)
         *s->st->saved_bytes += s->m->file[i].bytes;
     part_list_free(&s->part);
+    provenance_free(&s->provenance);
     manifest_free(s->m);
     free(s->tmp);
     return rc;

@@ -5,9 +5,20 @@
 
 #include "h5_impl.h"
 
+/* The attributes of /provenance. */
+#define PROVENANCE_MAX 8
+struct provenance {
+    struct ckpt_text text[PROVENANCE_MAX];
+    int64_t n;
+};
+void provenance_collect(const struct group *world, struct provenance *p); /* collective over it */
+void provenance_free(struct provenance *p);
+
 struct save {
     const struct ckpt_settings *set;
     const struct ckpt_state *st;
+    struct ckpt_state described; /* *st where it comes with the provenance of this save */
+    struct provenance provenance;
     const struct group *world;
     struct ckpt_manifest *m; /* this writer's share; on rank 0 all in the end */
     struct shard_identity id;

@@ -51,20 +51,27 @@ static int put_header(hid_t g, const struct common *c) {
 }
 
 static int put_code(hid_t g, const struct common *c) {
-    const struct ckpt_state *st = c->st;
-    char version[32];
+    const struct build_info *built = build_info();
+    char version[128];
     unsigned major, minor, release;
+    (void)c;
     TRY(h5_put_text(g, "name", "strata"));
     TRY(h5_put_text(g, "version", STRATA_VERSION));
-    TRY(h5_put_text(g, "compiler", __VERSION__));
+    TRY(h5_put_text(g, "git_sha", built->git_sha));
+    TRY(h5_put_text(g, "git_dirty", built->git_dirty));
+    TRY(h5_put_text(g, "compiler", built->compiler));
+    TRY(h5_put_text(g, "flags", built->flags));
+    comm_library_version(version, sizeof version);
+    TRY(h5_put_text(g, "mpi", version));
+    TRY(h5_put_text(g, "nccl", "none"));
+    TRY(h5_put_text(g, "cuda", "none"));
+    backend_library_version(version, sizeof version);
+    TRY(h5_put_text(g, "blas", version));
     TRY(h5_put_text(g, "hdf5_header", H5_VERS_INFO));
     if (H5get_libversion(&major, &minor, &release) < 0)
         return h5_error(EXIT_INTERNAL, "HDF5 does not say its version");
     snprintf(version, sizeof version, "%u.%u.%u", major, minor, release);
-    TRY(h5_put_text(g, "hdf5_runtime", version));
-    for (int64_t i = 0; i < st->n_code; i++)
-        TRY(h5_put_text(g, st->code[i].key, st->code[i].value));
-    return 0;
+    return h5_put_text(g, "hdf5_runtime", version);
 }
 
 /* A scalar string dataset: long texts read better with h5dump -d than as an attribute. */

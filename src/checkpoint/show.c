@@ -138,7 +138,6 @@ static void print_header(const struct source *s, const struct about *a, FILE *to
     line(to, "run_uuid", m->run_uuid);
     line(to, "parent_uuid", m->parent_uuid);
     line(to, "created", m->created);
-    line(to, "strata", a->version);
     number(to, "step", m->step);
     number(to, "consumed_samples", st->at.consumed_samples);
     number(to, "consumed_tokens", st->at.consumed_tokens);
@@ -157,7 +156,12 @@ static void print_header(const struct source *s, const struct about *a, FILE *to
     line(to, "lr", text);
     line(to, "data sha256", st->dataset_sha256);
     line(to, "tokenizer sha256", st->tokenizer_sha256);
-    for (int64_t i = 0; i < st->n_code; i++) line(to, st->code[i].key, st->code[i].value);
+    for (int64_t i = 0; i < a->n_code; i++) {
+        bool name = strcmp(a->code[i].key, "version") == 0;
+        line(to, name ? "strata" : a->code[i].key, a->code[i].value);
+    }
+    for (int64_t i = 0; i < st->n_provenance; i++)
+        line(to, st->provenance[i].key, st->provenance[i].value);
     if (st->n_history > 0) {
         const struct ckpt_row *r = &st->history[st->n_history - 1];
         snprintf(text, sizeof text, "step %lld: loss %.6g, gradient norm %.6g (%lld rows)",

@@ -43,9 +43,10 @@ struct about {
     struct ckpt_state state; /* all that does not depend on the layout; texts belong to `about` */
     struct ckpt_settings settings; /* those that show in the files; save is NULL */
     char run_uuid[37], parent_uuid[37];
-    char *version; /* of strata */
     struct ckpt_key *key;
-    struct ckpt_text *code, *provenance;
+    struct ckpt_text *code; /* /code: the program that wrote the files */
+    int64_t n_code;
+    struct ckpt_text *provenance;
     struct ckpt_row *history;
     char **text;
     int64_t n_texts;

@@ -13,6 +13,13 @@ int cli_keys(int argc, char **argv) {
 
 int cli_version(int argc, char **argv) {
     (void)argc, (void)argv;
-    printf("strata %s, compiled by %s for cpu\n", STRATA_VERSION, __VERSION__);
+    const struct build_info *built = build_info();
+    char mpi[128], blas[128];
+    comm_library_version(mpi, sizeof mpi);
+    backend_library_version(blas, sizeof blas);
+    printf("strata %s, compiled by %s for cpu\n", STRATA_VERSION, built->compiler);
+    printf("flags    %s\ncommit   %s%s\n", built->flags, built->git_sha,
+           strcmp(built->git_dirty, "true") == 0 ? " and changes" : "");
+    printf("MPI      %s\nBLAS     %s\n", mpi, blas);
     return EXIT_OK;
 }

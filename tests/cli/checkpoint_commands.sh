@@ -12,7 +12,7 @@ ckpt() { # CODE REGEX NAME WORDS...
 run() {
     local save=$t/$1
     train "${@:2}" "checkpoint:save=$save" checkpoint:save_interval=1 checkpoint:most_recent_k=-1 \
-        checkpoint:reproducible=true training:train_iters=6 optimizer:lr_warmup_iters=1
+        "checkpoint:reproducible=${reproducible:-true}" training:train_iters=6 optimizer:lr_warmup_iters=1
 }
 copy() { # FROM TO: the last checkpoint of a folder, alone
     rm -rf "${t:?}/$2" && mkdir -p "$t/$2" && cp -r "$t/$1/iter_0000004" "$t/$2/"
@@ -34,6 +34,10 @@ run b 2 training:exit_interval=4 parallel:pipeline_model_parallel_size=2 paralle
 expect 0 "stopped after step 4" "four steps on two stages" "${command[@]}"
 run c 2 training:exit_interval=4 parallel:tensor_model_parallel_size=2 parallel:sequence_parallel=true
 expect 0 "stopped after step 4" "four steps with TP 2" "${command[@]}"
+# p: as a second start of a Slurm job, with what is left out of reproducible files.
+reproducible=false run p 2 training:exit_interval=4 "data:data_cache_path=$t/it's"
+command=("${command[@]:0:3}" env SLURM_JOB_ID=4711 SLURM_RESTART_COUNT=2 SLURM_CLUSTER_NAME="a b" "${command[@]:3}")
+expect 0 "stopped after step 4" "four steps of a Slurm job" "${command[@]}"
 shard=iter_0000004/iter_0000004-shard-00000-of-00001.h5
 
 # ---- ls
@@ -59,6 +63,12 @@ ckpt 0 '^layout +TP 1  PP 2  DP 1  split_spec 5,4' "show: header" show "$t/b"
 yes "show: every tensor" grep -q '^258 tensors, ' <<<"$out"
 ckpt 0 'iter_0000004-shard-00000-of-00002.h5: \[0:44, 0:40\]' "show: the blocks of one tensor" \
     show "$t/b" model/mm_projector/linear_1/weight
+ckpt 0 "^hosts +$(hostname)\$" "show: where it was made" show "$t/p" --quick
+for line in '^job_id +4711$' '^restart_count +2$' '^wall_seconds +[0-9]+\.[0-9]{3}$' \
+    "^command_line .*/strata train .*'data:data_cache_path=[^ ]*/it'" "^environment .*SLURM_CLUSTER_NAME='a b'" \
+    '^git_sha +([0-9a-f]{40}|unknown)$' '^flags +.*-O' '^mpi +.' '^blas +OpenBLAS'; do
+    yes "show: $line" grep -qE "$line" <<<"$out"
+done
 ckpt 0 '^2 tensors' "show: a part of the tree" show "$t/b/iter_0000002" optimizer/m/mm_projector/linear_2/
 ckpt 0 '^family *= *llava' "show --config: used.ini" show "$t/a" --config
 ckpt 64 'no tensor model/nothing' "show: no such tensor" show "$t/a" model/nothing
@@ -88,7 +98,7 @@ fi
 
 # ---- verify
 ckpt 0 'iter_0000003: verified, step 3' "verify: all of a folder" verify "$t/b"
-for x in a b c; do
+for x in a b c p; do
     ckpt 0 'iter_0000004: verified \(strict\)' "verify --strict: $x" verify --strict "$t/$x/iter_0000004"
 done
 damage() { # NAME REGEX COMMAND: done in a copy of a's last checkpoint, d
@@ -141,6 +151,10 @@ strict link 'is a link to somewhere else'
 strict author 'attribute author is missing'
 strict alike 'template of /tokenizer differs' "" b
 strict remap 'mapped to another file'
+strict code '/code has no attribute git_sha'
+strict origin '/provenance has no attribute command_line' "" p
+strict origin_missing 'group /provenance is missing' "" p
+strict origin_intruding 'reproducible files have no /provenance'
 strict major 'reads up to 1' 78
 
 # ---- diff

@@ -58,6 +58,10 @@ EDITS = {
     "capital": lambda f: f.create_group("training/Notes"),
     "link": lambda f: f.__setitem__("training/away", h5py.SoftLink("/header")),
     "author": lambda f: f.attrs.__delitem__("author"),
+    "code": lambda f: f["code"].attrs.__delitem__("git_sha"),
+    "origin": lambda f: f["provenance"].attrs.__delitem__("command_line"),
+    "origin_missing": lambda f: f.__delitem__("provenance"),
+    "origin_intruding": lambda f: f.create_group("provenance"),
     "alike": lambda f: text(f, "tokenizer", "template", "other"),
     "nudge": lambda f: nudge(f, weight),
     "remap": lambda f: remap(f, weight),
@@ -73,6 +77,8 @@ elif what == "remap":
     name = "index.h5"
 elif what == "alike":
     name = [f["name"] for f in manifest["files"] if f["role"] == "shard"][-1]
+elif what.startswith("origin"):
+    name = manifest["files"][0]["name"]
 else:
     tensor = [t for t in manifest["tensors"] if t["name"] == weight][0]
     assert len(tensor["blocks"]) == 1, "the weight must be whole"

@@ -1,6 +1,5 @@
 /* strata check: a job's errors, layout, memory and FLOPs, without MPI, device or training. */
 #include <limits.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -8,20 +7,6 @@
 #include "check_impl.h"
 
 #define RANKS_MAX 1000000
-
-void check_warn(struct check_report *r, const char *fmt, ...) {
-    char *text = NULL;
-    va_list args;
-    va_start(args, fmt);
-    CHECK(vasprintf(&text, fmt, args) >= 0, "no memory for a warning");
-    va_end(args);
-    r->warning = xrealloc(r->warning, ((size_t)r->n_warnings + 1) * sizeof *r->warning);
-    r->warning[r->n_warnings++] = text;
-}
-
-int check_rank_at(const struct check_report *r, int tp, int pp, int dp) {
-    return grid_rank_at(r->grid, tp, pp, dp);
-}
 
 /* ---- the command line -------------------------------------------------------------------------- */
 struct options {

@@ -4,6 +4,10 @@
 
 #include "check_impl.h"
 
+int check_rank_at(const struct check_report *r, int tp, int pp, int dp) {
+    return grid_rank_at(r->grid, tp, pp, dp);
+}
+
 #define ROWS_MAX 64 /* ranks and data ranks written out one by one */
 
 static double mib(size_t bytes) {

@@ -1,9 +1,20 @@
 /* What `strata check` points out though it is no error. */
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "check_impl.h"
+
+void check_warn(struct check_report *r, const char *fmt, ...) {
+    char *text = NULL;
+    va_list args;
+    va_start(args, fmt);
+    CHECK(vasprintf(&text, fmt, args) >= 0, "no memory for a warning");
+    va_end(args);
+    r->warning = xrealloc(r->warning, ((size_t)r->n_warnings + 1) * sizeof *r->warning);
+    r->warning[r->n_warnings++] = text;
+}
 
 #define UNEVEN 1.02 /* largest share of a tensor group / mean */
 

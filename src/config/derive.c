@@ -1,20 +1,9 @@
 /* What follows from other keys, and what must not be missing. */
 #include <math.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "config_impl.h"
-
-bool config_sound(const struct config *cfg, ...) {
-    va_list fields;
-    bool sound = true;
-    va_start(fields, cfg);
-    for (const void *f; (f = va_arg(fields, const void *)) != NULL;)
-        sound = sound && !cfg->source->place[config_index_of(cfg, f)].bad;
-    va_end(fields);
-    return sound;
-}
 
 static struct config_place *place_of(struct config *cfg, const void *field) {
     return &cfg->source->place[config_index_of(cfg, field)];

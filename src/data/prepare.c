@@ -9,13 +9,6 @@
 
 #define KEEP_NO_TARGET_SHARE 100 /* on_no_target = keep: more than one sample in 100 stops */
 
-char *data_image_folder(const struct data_settings *s) {
-    if (s->format == DATA_CAPTIONED_FOLDER) return xstrdup(s->path);
-    if (s->image_folder != NULL) return xstrdup(s->image_folder);
-    const char *slash = strrchr(s->path, '/');
-    return slash == NULL ? xstrdup(".") : xasprintf("%.*s/", (int)(slash - s->path), s->path);
-}
-
 static int check_settings(const struct data_settings *s) {
     if (s->format == DATA_MOCK) return 0;
     if (s->path == NULL) return error_raise(EXIT_USAGE, "data_path is missing in section [data]");

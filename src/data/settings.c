@@ -1,7 +1,8 @@
 /* Defaults and job-file words of the data settings. */
+#include <stdlib.h>
 #include <string.h>
 
-#include "data.h"
+#include "index_impl.h"
 
 void data_settings_init(struct data_settings *s) {
     *s = (struct data_settings){
@@ -65,4 +66,11 @@ int data_bad_image_parse(const char *text, enum data_bad_image *out) {
 
 int data_no_target_parse(const char *text, enum data_no_target *out) {
     PARSE("on_no_target", text, out, "fail", "skip", "keep");
+}
+
+char *data_image_folder(const struct data_settings *s) {
+    if (s->format == DATA_CAPTIONED_FOLDER) return xstrdup(s->path);
+    if (s->image_folder != NULL) return xstrdup(s->image_folder);
+    const char *slash = strrchr(s->path, '/');
+    return slash == NULL ? xstrdup(".") : xasprintf("%.*s/", (int)(slash - s->path), s->path);
 }

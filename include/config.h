@@ -11,7 +11,8 @@
 #include "base.h"
 
 #define CONFIG_UNSET (-1)
-#define CONFIG_AUTO INT64_MAX /* of a whole number that may be the word auto */
+#define CONFIG_PINPOINTS_MAX 64 /* pairs in [data] image_grid_pinpoints */
+#define CONFIG_AUTO INT64_MAX   /* of a whole number that may be the word auto */
 
 struct config_list {
     int64_t n;
@@ -113,7 +114,7 @@ struct config_real_list {
 #define CONFIG_IMAGE_ASPECT(C)                                                                     \
     C(IMAGE_ASPECT_SQUARE, "square", NULL)                                                         \
     C(IMAGE_ASPECT_PAD, "pad", NULL)                                                               \
-    C(IMAGE_ASPECT_ANYRES, "anyres", "an image is one tile")
+    C(IMAGE_ASPECT_ANYRES, "anyres", NULL)
 #define CONFIG_ON_BAD_IMAGE(C)                                                                     \
     C(ON_BAD_IMAGE_FAIL, "fail", NULL)                                                             \
     C(ON_BAD_IMAGE_SKIP, "skip", NULL)                                                             \

@@ -23,10 +23,35 @@ enum data_template {
 };
 enum data_aspect {
     ASPECT_SQUARE, /* shortest edge to the target, centre crop */
-    ASPECT_PAD     /* first padded to the target's aspect with the mean colour */
+    ASPECT_PAD,    /* first padded to the target's aspect with the mean colour */
+    ASPECT_ANYRES  /* several tiles (LLaVA-1.6), see struct anyres */
 };
 enum data_bad_image { BAD_IMAGE_FAIL, BAD_IMAGE_SKIP, BAD_IMAGE_BLANK };
 enum data_no_target { NO_TARGET_FAIL, NO_TARGET_SKIP, NO_TARGET_KEEP };
+
+/* ---- anyres -----------------------------------------------------------------------------------
+ * One of n resolutions is chosen by the image's size: the one that keeps most of its pixels, then
+ * the one that wastes least, then the first. The image is resized into it without changing its
+ * aspect, pasted on black and cut into tiles. Resolutions are multiples of a tile's size. */
+#define ANYRES_MAX 64
+struct anyres {
+    int n, width[ANYRES_MAX], height[ANYRES_MAX]; /* pixels */
+    int img_w, img_h;                             /* of a tile */
+    int patches_w, patches_h;                     /* of a tile */
+};
+/* What stands for an image: tile 0 is the whole of it squashed to one tile; the patches of the
+ * others, grid_h x grid_w tiles row by row, form a map, of which the padding is dropped. A row of
+ * image_newline ends each row of the map. A pure function of the size in pixels. */
+struct image_layout {
+    int32_t tiles; /* 1 + grid_h grid_w */
+    int32_t grid_h, grid_w;
+    int32_t top, left, rows, cols; /* in patches: what is kept of the map */
+};
+void anyres_layout(const struct anyres *a, int width, int height, struct image_layout *out);
+/* Merged rows of an image whose first tile has K. */
+static inline int64_t image_layout_rows(const struct image_layout *l, int64_t rows_per_image) {
+    return rows_per_image + (int64_t)l->rows * (l->cols + 1);
+}
 
 /* Filled by the caller from the job file; strings are borrowed until dataset_open returns. */
 struct data_settings {
@@ -43,10 +68,11 @@ struct data_settings {
     int64_t vocab_size;            /* of the model; the tokenizer may have fewer pieces */
     int64_t decoder_seq_length;    /* merged rows beyond it are cut off on the right */
     int64_t dataloader_seq_length; /* text ids (markers included) beyond it are cut; 0: no limit */
-    int64_t rows_per_image;        /* K: 576, or 577 with the class row */
+    int64_t rows_per_image;        /* K of a tile: 576, or 577 with the class row */
     int img_h, img_w;
     enum data_aspect aspect;
-    bool composite; /* lay transparent images over `background`; else alpha is dropped */
+    struct anyres anyres; /* ASPECT_ANYRES */
+    bool composite;       /* lay transparent images over `background`; else alpha is dropped */
     uint8_t background[3];
     double mean[3], std[3];
     enum data_bad_image on_bad_image;
@@ -102,24 +128,34 @@ void dataset_report(const struct dataset *d, struct dataset_report *r);
 
 /* Views into memory; valid until dataset_close. No I/O. */
 struct sample {
-    int64_t id;            /* = i */
-    const char *name;      /* "id" of the source, for messages */
-    int32_t text_len;      /* ids, one DATA_IMAGE_MARKER per image included */
-    int32_t n_images;      /* marker k is image[k] */
-    const int32_t *ids;    /* [text_len] */
-    const int32_t *labels; /* [text_len]: the id, or DATA_NO_TARGET */
-    const int64_t *image;  /* [n_images] rows of the image table */
-    int64_t merged_len;    /* S = text_len - n_images + n_images*K, cut at decoder_seq_length */
-    int64_t n_targets;     /* merged rows t with t+1 < S whose next row's label is a target */
+    int64_t id;                        /* = i */
+    const char *name;                  /* "id" of the source, for messages */
+    int32_t text_len;                  /* ids, one DATA_IMAGE_MARKER per image included */
+    int32_t n_images;                  /* marker k is image[k] */
+    const int32_t *ids;                /* [text_len] */
+    const int32_t *labels;             /* [text_len]: the id, or DATA_NO_TARGET */
+    const int64_t *image;              /* [n_images] rows of the image table */
+    const struct image_layout *layout; /* [n_images]; NULL: each is one tile of K rows */
+    int64_t
+        merged_len;    /* S = text_len - n_images + rows of all images, cut at decoder_seq_length */
+    int64_t n_targets; /* merged rows t with t+1 < S whose next row's label is a target */
 };
+static inline int64_t sample_image_rows(const struct sample *s, int64_t k, int64_t rows_per_image) {
+    return s->layout == NULL ? rows_per_image : image_layout_rows(&s->layout[k], rows_per_image);
+}
+static inline int32_t sample_image_tiles(const struct sample *s, int64_t k) {
+    return s->layout == NULL ? 1 : s->layout[k].tiles;
+}
 void dataset_sample(const struct dataset *d, int64_t i, struct sample *out);
 
-/* Decode, pad or crop, resize, normalise: out[3][img_h][img_w] (planar RGB). Thread-safe but for
- * the error trace, so call it from one thread at a time; prefetch is the one for many. */
+/* Decode, pad or crop, resize, normalise: out[tiles][3][img_h][img_w] (planar RGB). Thread-safe but
+ * for the error trace, so call it from one thread at a time; prefetch is the one for many. */
 int dataset_pixels(const struct dataset *d, int64_t image, float *out);
 const char *dataset_image_name(const struct dataset *d, int64_t image);
 /* The same for a file that is in no dataset. */
 int data_image_load(const struct data_settings *s, const char *path, float *out);
+/* ASPECT_ANYRES: what stands for it, from decoding it. */
+int data_image_layout(const struct data_settings *s, const char *path, struct image_layout *out);
 
 /* ---- order: which sample stands at position = number of samples consumed before it -------------
  * A pure function of (run key, n, shuffle, position): position / n is the epoch, position % n the
@@ -130,7 +166,7 @@ void sampler_destroy(struct sampler *s);
 int64_t sampler_sample(struct sampler *s, int64_t position);
 
 /* ---- prefetch: threads decode images of coming micro-batches ------------------------------------
- * submit queues n images for out[n][3][img_h][img_w] and returns a ticket; wait returns once they
+ * submit queues n images for out[tiles of all][3][img_h][img_w] and returns a ticket; wait returns once they
  * are there, in any order of tickets, each ticket once. Errors are raised by wait, in the calling
  * thread, with the image's name. No allocation after create but inside libpng and libjpeg.
  * n_threads 0: wait does the work itself. At most max_tickets may be outstanding (a CHECK). */

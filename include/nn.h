@@ -75,6 +75,7 @@ struct microbatch {
     int64_t samples, images, tiles;
     int64_t image_rows; /* rows after the class row was dropped (or kept), all tiles */
     int64_t tokens;     /* merged rows */
+    int64_t newlines;   /* those of them that are image_newline (anyres) */
     int64_t targets;
     int64_t max_segment;
     int64_t past; /* generation: rows of its one sample that went before and are in the caches */
@@ -97,6 +98,8 @@ struct batch_tables {
     const int32_t *token;          /* [S] row of my vocabulary shard, or -1 */
     const int32_t *image_to_row;   /* [image_rows] my merged row, or -1 */
     const int32_t *my_image_row;   /* [my image rows] merged row (of all), or -1 where cut off */
+    const int32_t *newline_row;    /* [newlines] merged row (of all) */
+    const int32_t *my_newline_row; /* [newlines] my merged row, or -1 */
     const int32_t *position;       /* [S] row inside its sample */
     const int32_t *row_sample;     /* [S] ordinal of the sample in the global batch */
     const int32_t *token_cu;       /* [samples+1] */
@@ -228,6 +231,9 @@ struct model_shape {
     struct vision_config vision;
     struct projector_config projector;
     struct language_config language;
+    bool newline;           /* images are maps of several tiles, image_newline ends their rows */
+    int64_t image_tiles;    /* of an image, at most: 1 without newline */
+    int64_t image_newlines; /* of an image, at most */
 };
 void block_projector(struct block *b, const struct model_shape *m, int half); /* 0 fc1, 1 fc2 */
 void block_embed_merge(struct block *b, const struct model_shape *m);

@@ -81,14 +81,17 @@ struct step_plan {
 int plan_step(const struct stack *s, const struct plan_layout *layout, const struct microbatch *mb,
               struct stage_plan *stage, struct step_plan *step);
 
-/* A descriptor of the largest micro-batch when no data set is at hand: every sample has one image
- * and fills decoder_seq_length, every text row is a target. Owned by the caller: free with
- * plan_microbatch_free. */
+/* A descriptor of the largest micro-batch when no data set is at hand: every sample has one image of
+ * the most tiles there can be and fills decoder_seq_length, every row behind a single tile is a
+ * target. Owned by the caller: free with plan_microbatch_free. */
 struct microbatch *plan_microbatch_worst(const struct stack *s, int64_t samples,
                                          int64_t seq_length);
-/* The same from sizes: `samples` segments, together `tokens` rows, the longest max_segment. */
+/* The same from sizes: `samples` segments, together `tokens` rows, the longest max_segment; images of
+ * one tile. */
 struct microbatch *plan_microbatch_sized(const struct stack *s, int64_t samples, int64_t images,
                                          int64_t tokens, int64_t max_segment, int64_t targets);
+/* From samples, images, tiles, tokens, newlines, max_segment and targets of `sizes`. */
+struct microbatch *plan_microbatch_of(const struct stack *s, const struct microbatch *sizes);
 void plan_microbatch_free(struct microbatch *mb);
 
 #endif

@@ -41,10 +41,12 @@ static void print_job(const struct check_report *r, FILE *to) {
 
 static void print_micro_batch(const struct check_report *r, FILE *to) {
     const struct microbatch *mb = r->largest;
+    char tiles[48] = "";
+    if (r->stack.shape.newline) snprintf(tiles, sizeof tiles, " of %" PRId64 " tiles", mb->tiles);
     fprintf(to,
-            "planned  for the largest micro-batch: %" PRId64 " images, %" PRId64
+            "planned  for the largest micro-batch: %" PRId64 " images%s, %" PRId64
             " merged rows (longest sample %" PRId64 "), %" PRId64 " targets\n",
-            mb->tiles, mb->tokens, mb->max_segment, mb->targets);
+            mb->images, tiles, mb->tokens, mb->max_segment, mb->targets);
     if (r->data != NULL)
         fprintf(to, "         from the data set's index, %" PRId64 " samples, in the run's order\n",
                 dataset_count(r->data));

@@ -96,8 +96,28 @@ static void derive_training(struct config *cfg) {
     follow_real(cfg, &o->vision_lr, o->lr);
 }
 
+/* LLaVA-1.6's, for any size of a tile. */
+static void follow_pinpoints(struct config *cfg) {
+    static const int tiles[][2] = {{1, 2}, {2, 1}, {2, 2}, {3, 1}, {1, 3}};
+    const size_t n = sizeof tiles / sizeof *tiles;
+    struct config_list *l = &cfg->data.image_grid_pinpoints;
+    int64_t v[2 * sizeof tiles / sizeof *tiles];
+    bool equal = l->n == (int64_t)(2 * n);
+    for (size_t i = 0; i < 2 * n; i++) {
+        v[i] = tiles[i / 2][i % 2] * (i % 2 == 0 ? cfg->vision.img_w : cfg->vision.img_h);
+        equal = equal && l->v[i] == v[i];
+    }
+    if (is_given(place_of(cfg, l), equal)) return;
+    l->n = (int64_t)(2 * n);
+    l->v = xrealloc(l->v, sizeof v);
+    memcpy(l->v, v, sizeof v);
+}
+
 static void derive_data(struct config *cfg) {
     struct config_data *d = &cfg->data;
+    if (d->image_aspect_ratio == IMAGE_ASPECT_ANYRES &&
+        config_sound(cfg, &d->image_grid_pinpoints, &cfg->vision.img_h, &cfg->vision.img_w, NULL))
+        follow_pinpoints(cfg);
     if (!config_sound(cfg, &d->data_format, NULL)) return;
     if (d->data_format != FORMAT_MOCK) {
         require(cfg, &d->data_path, " unless data_format = mock");

@@ -191,8 +191,41 @@ static void needs_format(struct config *cfg, const void *field, int format) {
                  format == FORMAT_LLAVA_JSON ? "llava_json" : "captioned_folder");
 }
 
+/* LLaVA-1.6: pairs of width and height, whole tiles. */
+static void check_pinpoints(struct config *cfg) {
+    const struct config_list *l = &cfg->data.image_grid_pinpoints;
+    int64_t w = cfg->vision.img_w, h = cfg->vision.img_h;
+    if (l->n % 2 != 0 || l->n > 2 * CONFIG_PINPOINTS_MAX)
+        config_raise(cfg, l, "there are %lld numbers: they are pairs width,height, at most %d",
+                     (long long)l->n, CONFIG_PINPOINTS_MAX);
+    for (int64_t i = 0; l->n % 2 == 0 && i < l->n; i += 2)
+        if (SOUND(&cfg->vision.img_w, &cfg->vision.img_h) &&
+            (l->v[i] % w != 0 || l->v[i + 1] % h != 0))
+            config_raise(cfg, l,
+                         "pair %lld is %lld x %lld: multiples of a tile, [vision] img_w %lld and "
+                         "img_h %lld, are needed",
+                         (long long)(i / 2 + 1), (long long)l->v[i], (long long)l->v[i + 1],
+                         (long long)w, (long long)h);
+}
+
+static void check_anyres(struct config *cfg) {
+    struct config_data *d = &cfg->data;
+    if (!SOUND(&d->image_aspect_ratio, &d->image_grid_pinpoints)) return;
+    if (d->image_aspect_ratio != IMAGE_ASPECT_ANYRES) {
+        if (config_given(cfg, &d->image_grid_pinpoints))
+            config_raise(cfg, &d->image_grid_pinpoints, "it needs image_aspect_ratio = anyres");
+        return;
+    }
+    if (!cfg->vision.disable_vision_class_token && SOUND(&cfg->vision.disable_vision_class_token))
+        config_raise(cfg, &d->image_aspect_ratio,
+                     "the tiles' patches form a map, in which a class row has no place: it needs "
+                     "[vision] disable_vision_class_token = true");
+    check_pinpoints(cfg);
+}
+
 static void check_data(struct config *cfg) {
     struct config_data *d = &cfg->data;
+    check_anyres(cfg);
     needs_format(cfg, &d->image_folder, FORMAT_LLAVA_JSON);
     needs_format(cfg, &d->strict_llava_masking, FORMAT_LLAVA_JSON);
     needs_format(cfg, &d->conversation_template, FORMAT_LLAVA_JSON);

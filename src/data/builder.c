@@ -49,7 +49,7 @@ static void append_sample(struct builder *b, const struct record *r, int64_t n_i
     index_append(x, COL_LABELS, b->rows.labels, b->rows.n);
     index_append_i64(x, COL_TEXT_OFFSET, x->col[COL_IDS].n);
     append_images(b, r, n_images);
-    index_append_i64(x, COL_MERGED, merged_rows(b->rows.n, n_images, b->set->rows_per_image));
+    index_append_i64(x, COL_MERGED, merged_rows(b->rows.n, n_images, NULL, b->set->rows_per_image));
     index_append_i64(x, COL_TARGETS, n_targets);
     index_append_i64(x, COL_RECORD, r->number);
     index_append(x, COL_NAMES, r->name, (int64_t)strlen(r->name) + 1);
@@ -57,21 +57,35 @@ static void append_sample(struct builder *b, const struct record *r, int64_t n_i
 }
 
 /* false: the sample is left out. */
-static bool targets_allow(struct builder *b, const struct record *r, int64_t n_targets) {
+static bool targets_allow(struct builder *b, int64_t record, const char *name, int64_t text_len,
+                          int64_t n_targets) {
     if (n_targets > 0 || b->set->on_no_target == NO_TARGET_KEEP) return true;
     if (b->set->on_no_target == NO_TARGET_SKIP) {
         log_warn("%s: record %lld (id %s) has no target token within %lld rows: skipped",
-                 b->set->path, (long long)r->number, r->name,
-                 (long long)b->set->decoder_seq_length);
+                 b->set->path, (long long)record, name, (long long)b->set->decoder_seq_length);
         b->x.skipped_no_target++;
         return false;
     }
     builder_problem(b, EXIT_BAD_DATA,
                     "%s: record %lld (id %s) has no target token within decoder_seq_length = %lld "
                     "rows (its text has %lld ids); on_no_target = skip leaves such records out",
-                    b->set->path, (long long)r->number, r->name,
-                    (long long)b->set->decoder_seq_length, (long long)b->rows.n);
+                    b->set->path, (long long)record, name, (long long)b->set->decoder_seq_length,
+                    (long long)text_len);
     return false;
+}
+
+void builder_check_targets(struct builder *b) {
+    struct index *x = &b->x;
+    const int64_t *text = index_i64(x, COL_TEXT_OFFSET), *targets = index_i64(x, COL_TARGETS);
+    int64_t n = index_samples(x), n_skipped = 0;
+    bool *keep = xcalloc((size_t)n + 1, sizeof *keep);
+    for (int64_t i = 0; i < n; i++) {
+        keep[i] = targets_allow(b, index_i64(x, COL_RECORD)[i], index_name(x, i),
+                                text[i + 1] - text[i], targets[i]);
+        n_skipped += !keep[i];
+    }
+    if (n_skipped > 0) index_keep(x, keep);
+    free(keep);
 }
 
 static bool turns_fit_plain(struct builder *b, const struct record *r) {
@@ -113,8 +127,11 @@ int builder_add(struct builder *b, const struct record *r) {
                            (long long)r->number, r->name, (long long)b->rows.n);
     int64_t n_images = 0;
     for (int64_t k = 0; k < b->rows.n; k++) n_images += b->rows.ids[k] == DATA_IMAGE_MARKER;
-    int64_t n_targets = count_targets(b->rows.ids, b->rows.labels, b->rows.n, set->rows_per_image,
-                                      set->decoder_seq_length);
-    if (targets_allow(b, r, n_targets)) append_sample(b, r, n_images, n_targets);
+    /* anyres: the images' rows are not known yet; a target may still be cut off later. */
+    int64_t limit = set->aspect == ASPECT_ANYRES ? INT64_MAX : set->decoder_seq_length;
+    int64_t n_targets =
+        count_targets(b->rows.ids, b->rows.labels, b->rows.n, NULL, set->rows_per_image, limit);
+    if (targets_allow(b, r->number, r->name, b->rows.n, n_targets))
+        append_sample(b, r, n_images, n_targets);
     return 0;
 }

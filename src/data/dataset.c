@@ -30,6 +30,14 @@ static void find_limits(struct dataset *d) {
             image_limits_add(&d->pipeline, &d->limits, width[i], height[i], (size_t)bytes[i]);
 }
 
+static struct image_layout *make_layouts(const struct index *x, const struct data_settings *s) {
+    int64_t n = index_images(x);
+    if (s->aspect != ASPECT_ANYRES) return NULL;
+    struct image_layout *l = xcalloc((size_t)n + 1, sizeof *l);
+    for (int64_t i = 0; i < n; i++) index_image_layout(x, s, i, &l[i]);
+    return l;
+}
+
 int dataset_open(const struct data_settings *s, struct dataset **out) {
     struct dataset *d = xcalloc(1, sizeof *d);
     int rc = read_index(s, &d->x);
@@ -43,6 +51,7 @@ int dataset_open(const struct data_settings *s, struct dataset **out) {
     d->rows_per_image = s->rows_per_image;
     d->image_row = xcalloc(n + 1, sizeof *d->image_row);
     for (size_t i = 0; i < n; i++) d->image_row[i] = (int64_t)i;
+    d->layout = make_layouts(&d->x, s);
     image_pipeline_init(&d->pipeline, s);
     d->mock_seed = s->mock_seed;
     d->on_bad_image = s->on_bad_image;
@@ -61,6 +70,7 @@ void dataset_close(struct dataset *d) {
     if (d == NULL) return;
     index_free(&d->x);
     free(d->image_row);
+    free(d->layout);
     free(d->turned_bad);
     free(d->n_turned_bad);
     free(d->folder);
@@ -97,6 +107,7 @@ void dataset_sample(const struct dataset *d, int64_t i, struct sample *out) {
         .ids = index_i32(&d->x, COL_IDS) + text[0],
         .labels = index_i32(&d->x, COL_LABELS) + text[0],
         .image = d->image_row + image[0],
+        .layout = d->layout == NULL ? NULL : d->layout + image[0],
         .merged_len = merged < d->limit ? merged : d->limit,
         .n_targets = index_i64(&d->x, COL_TARGETS)[i],
     };
@@ -127,15 +138,22 @@ void dataset_report(const struct dataset *d, struct dataset_report *r) {
 
 /* ---- pixels ---------------------------------------------------------------------------------- */
 
+int32_t dataset_tiles(const struct dataset *d, int64_t image) {
+    return d->layout == NULL ? 1 : d->layout[image].tiles;
+}
+
+/* The size first: it says how much is written. */
 static int load_and_compare(const struct dataset *d, int64_t image, struct image_scratch *s,
                             float *out) {
     struct image info;
     int width = index_i32(&d->x, COL_IMAGE_WIDTH)[image];
     int height = index_i32(&d->x, COL_IMAGE_HEIGHT)[image];
-    TRY(image_load(&d->pipeline, d->folder, index_image_name(&d->x, image), s, &info, out));
+    TRY(image_load(&d->pipeline, d->folder, index_image_name(&d->x, image), s, &info, NULL));
     if (info.width == width && info.height == height &&
-        (int64_t)info.file_bytes == index_i64(&d->x, COL_IMAGE_BYTES)[image])
+        (int64_t)info.file_bytes == index_i64(&d->x, COL_IMAGE_BYTES)[image]) {
+        image_transform(&d->pipeline, s, &info, out);
         return 0;
+    }
     return image_fail(s, EXIT_BAD_DATA,
                       "is another file than when the index was made: %d x %d pixels in place of "
                       "%d x %d; prepare again",
@@ -152,7 +170,8 @@ static int turn_bad(const struct dataset *d, int64_t image, int code) {
 
 int dataset_fetch(const struct dataset *d, int64_t image, struct image_scratch *s, float *out) {
     CHECK(image >= 0 && image < dataset_images(d), "image %lld", (long long)image);
-    size_t n = 3 * (size_t)d->pipeline.img_h * (size_t)d->pipeline.img_w;
+    size_t n =
+        3 * (size_t)d->pipeline.img_h * (size_t)d->pipeline.img_w * (size_t)dataset_tiles(d, image);
     s->why[0] = '\0';
     if (d->folder == NULL) {
         mock_pixels(d->mock_seed, image, (int64_t)n, out);
@@ -179,13 +198,25 @@ int dataset_pixels(const struct dataset *d, int64_t image, float *out) {
     return code;
 }
 
-int data_image_load(const struct data_settings *set, const char *path, float *out) {
+static int load_file(const struct data_settings *set, const char *path, struct image *info,
+                     float *out) {
     struct image_scratch s = {0};
     struct image_pipeline pipeline;
-    struct image info;
     image_pipeline_init(&pipeline, set);
-    int code = image_load(&pipeline, NULL, path, &s, &info, out);
+    int code = image_load(&pipeline, NULL, path, &s, info, out);
     if (code != 0) error_raise(code, "image %s %s", path, s.why);
     image_scratch_free(&s);
     return code;
+}
+
+int data_image_load(const struct data_settings *set, const char *path, float *out) {
+    struct image info;
+    return load_file(set, path, &info, out);
+}
+
+int data_image_layout(const struct data_settings *set, const char *path, struct image_layout *out) {
+    struct image info;
+    TRY(load_file(set, path, &info, NULL));
+    anyres_layout(&set->anyres, info.width, info.height, out);
+    return 0;
 }

@@ -10,6 +10,7 @@ struct dataset {
     struct index x;
     int64_t limit, rows_per_image; /* decoder_seq_length, K */
     int64_t *image_row;            /* [images] 0, 1, 2, ...: what sample.image points into */
+    struct image_layout *layout;   /* [images]; NULL: each is one tile */
     struct image_pipeline pipeline;
     struct image_limits limits;
     char *folder; /* NULL: mock */
@@ -20,6 +21,7 @@ struct dataset {
     atomic_uchar *turned_bad; /* [images] */
     atomic_llong *n_turned_bad;
 };
+int32_t dataset_tiles(const struct dataset *d, int64_t image);
 /* Pixels of an image of the table with a thread's own scratch. An exit code with the reason in
  * s->why; 0 and a reason: it was bad, and a blank one stands in. */
 int dataset_fetch(const struct dataset *d, int64_t image, struct image_scratch *s, float *out);

@@ -108,14 +108,8 @@ static int judge_all(struct builder *b, const struct check *c) {
     }
     int rc = check_limit(b, n_bad);
     if (rc == 0 && n_skipped > 0) {
-        struct index kept;
-        index_init(&kept);
-        for (int64_t i = 0; i < n; i++)
-            if (keep[i]) index_append_sample(&kept, &b->x, i);
-        kept.skipped_bad_image = n_skipped;
-        kept.skipped_no_target = b->x.skipped_no_target;
-        index_free(&b->x);
-        b->x = kept;
+        b->x.skipped_bad_image = n_skipped;
+        index_keep(&b->x, keep);
     }
     free(keep);
     return rc;

@@ -59,19 +59,23 @@ struct image_window {
 };
 const uint8_t *image_resize(struct image_scratch *s, const struct image *in,
                             const struct image_window *w, size_t *stride);
-void image_resize_reserve(struct image_scratch *s, int max_width, int max_height, int img_w,
-                          int img_h);
+/* For images up to a size made into ones up to a size. */
+void image_resize_reserve(struct image_scratch *s, int max_width, int max_height, int to_w,
+                          int to_h);
+/* Size of an image inside the resolution width x height, which its aspect fills in one direction. */
+void anyres_fit(int width, int height, int image_width, int image_height, int *fit_w, int *fit_h);
 
 /* The way from RGB to the model's input, with its tables made once. */
 struct image_pipeline {
     int img_h, img_w;
     enum data_aspect aspect;
+    struct anyres anyres;
     struct image_background background;
     uint8_t fill[3];
     float table[3][256];
 };
 void image_pipeline_init(struct image_pipeline *p, const struct data_settings *s);
-/* out[3][img_h][img_w] */
+/* out[tiles][3][img_h][img_w] */
 void image_transform(const struct image_pipeline *p, struct image_scratch *s,
                      const struct image *in, float *out);
 int image_load(const struct image_pipeline *p, const char *folder, const char *name,

@@ -130,10 +130,16 @@ const uint8_t *image_resize(struct image_scratch *s, const struct image *in,
     return out;
 }
 
-void image_resize_reserve(struct image_scratch *s, int max_width, int max_height, int img_w,
-                          int img_h) {
-    buffer_reserve(&s->weights, axis_bytes(max_width, img_w, img_w));
-    buffer_reserve(&s->row_weights, axis_bytes(max_height, img_h, img_h));
-    buffer_reserve(&s->rows, (size_t)img_w * 3 * (size_t)max_height);
-    buffer_reserve(&s->resized, (size_t)img_w * 3 * (size_t)img_h);
+/* Bound of axis_bytes over all outputs up to `to`: taps <= 4 max(1, from / output) + 3. */
+static size_t axis_bytes_most(int from, int to) {
+    size_t samples = 4 * (size_t)(from > to ? from : to) + 3 * (size_t)to;
+    return samples * (sizeof(double) + sizeof(int32_t)) + 2 * (size_t)to * sizeof(int);
+}
+
+void image_resize_reserve(struct image_scratch *s, int max_width, int max_height, int to_w,
+                          int to_h) {
+    buffer_reserve(&s->weights, axis_bytes_most(max_width, to_w));
+    buffer_reserve(&s->row_weights, axis_bytes_most(max_height, to_h));
+    buffer_reserve(&s->rows, (size_t)to_w * 3 * (size_t)max_height);
+    buffer_reserve(&s->resized, (size_t)to_w * 3 * (size_t)to_h);
 }

@@ -114,19 +114,65 @@ void index_compute_digest(const struct index *x, char hex[65]) {
     sha256_end(&h, hex);
 }
 
-int64_t merged_rows(int64_t text_len, int64_t n_images, int64_t rows_per_image) {
-    return text_len + n_images * (rows_per_image - 1);
+void index_keep(struct index *x, const bool *keep) {
+    struct index kept;
+    index_init(&kept);
+    for (int64_t i = 0; i < index_samples(x); i++)
+        if (keep[i]) index_append_sample(&kept, x, i);
+    kept.skipped_bad_image = x->skipped_bad_image;
+    kept.skipped_no_target = x->skipped_no_target;
+    index_free(x);
+    *x = kept;
+}
+
+int64_t merged_rows(int64_t text_len, int64_t n_images, const int64_t *rows,
+                    int64_t rows_per_image) {
+    int64_t n = text_len - n_images;
+    for (int64_t k = 0; k < n_images; k++) n += rows != NULL ? rows[k] : rows_per_image;
+    return n;
 }
 
 /* Merged row t predicts the label of row t+1: a target at row p counts iff 1 <= p < limit. */
 int64_t count_targets(const int32_t *ids, const int32_t *labels, int64_t text_len,
-                      int64_t rows_per_image, int64_t limit) {
-    int64_t row = 0, n = 0;
+                      const int64_t *rows, int64_t rows_per_image, int64_t limit) {
+    int64_t row = 0, n = 0, image = 0;
     for (int64_t k = 0; k < text_len && row < limit; k++) {
         if (row > 0 && labels[k] != DATA_NO_TARGET) n++;
-        row += ids[k] == DATA_IMAGE_MARKER ? rows_per_image : 1;
+        if (ids[k] == DATA_IMAGE_MARKER)
+            row += rows != NULL ? rows[image++] : rows_per_image;
+        else
+            row++;
     }
     return n;
+}
+
+/* A blank image has no size; it stands for one of a single tile's. */
+void index_image_layout(const struct index *x, const struct data_settings *s, int64_t image,
+                        struct image_layout *out) {
+    int width = index_i32(x, COL_IMAGE_WIDTH)[image],
+        height = index_i32(x, COL_IMAGE_HEIGHT)[image];
+    bool blank = width < 1 || height < 1;
+    anyres_layout(&s->anyres, blank ? s->img_w : width, blank ? s->img_h : height, out);
+}
+
+void index_measure(struct index *x, const struct data_settings *s) {
+    const int64_t *text = index_i64(x, COL_TEXT_OFFSET), *image = index_i64(x, COL_IMAGE_OFFSET);
+    const int32_t *ids = index_i32(x, COL_IDS), *labels = index_i32(x, COL_LABELS);
+    int64_t n_images = index_images(x);
+    int64_t *rows = xmalloc((size_t)(n_images + 1) * sizeof *rows);
+    for (int64_t k = 0; k < n_images; k++) {
+        struct image_layout l;
+        index_image_layout(x, s, k, &l);
+        rows[k] = image_layout_rows(&l, s->rows_per_image);
+    }
+    for (int64_t i = 0; i < index_samples(x); i++) {
+        int64_t length = text[i + 1] - text[i];
+        ((int64_t *)x->col[COL_MERGED].data)[i] =
+            merged_rows(length, image[i + 1] - image[i], rows + image[i], 0);
+        ((int64_t *)x->col[COL_TARGETS].data)[i] = count_targets(
+            ids + text[i], labels + text[i], length, rows + image[i], 0, s->decoder_seq_length);
+    }
+    free(rows);
 }
 
 /* ---- validation ------------------------------------------------------------------------------ */
@@ -158,6 +204,11 @@ static bool columns_fit(const struct index *x) {
         if (x->col[of_sample[i]].n != n) return false;
     for (size_t i = 0; i < sizeof of_image / sizeof of_image[0]; i++)
         if (x->col[of_image[i]].n != images) return false;
+    const int32_t *width = index_i32(x, COL_IMAGE_WIDTH), *height = index_i32(x, COL_IMAGE_HEIGHT);
+    for (int64_t k = 0; k < images; k++)
+        if (width[k] < 0 || width[k] > IMAGE_SIDE_MAX || height[k] < 0 ||
+            height[k] > IMAGE_SIDE_MAX)
+            return false;
     return x->col[COL_LABELS].n == x->col[COL_IDS].n &&
            offsets_fit(x, COL_TEXT_OFFSET, n, x->col[COL_IDS].n) &&
            offsets_fit(x, COL_IMAGE_OFFSET, n, images) &&

@@ -64,10 +64,19 @@ void index_compute_digest(const struct index *x, char hex[65]);
 /* EXIT_BAD_DATA unless offsets, ids, labels and names hang together. */
 int index_validate(const struct index *x, const char *path, int64_t vocab_size);
 
-/* One text with its places for images, cut at decoder_seq_length L. */
-int64_t merged_rows(int64_t text_len, int64_t n_images, int64_t rows_per_image);
+/* One text with its places for images, cut at decoder_seq_length L. rows: of each image; NULL: all
+ * have rows_per_image. */
+int64_t merged_rows(int64_t text_len, int64_t n_images, const int64_t *rows,
+                    int64_t rows_per_image);
 int64_t count_targets(const int32_t *ids, const int32_t *labels, int64_t text_len,
-                      int64_t rows_per_image, int64_t limit);
+                      const int64_t *rows, int64_t rows_per_image, int64_t limit);
+/* ASPECT_ANYRES: what stands for an image of the index. */
+void index_image_layout(const struct index *x, const struct data_settings *s, int64_t image,
+                        struct image_layout *out);
+/* ASPECT_ANYRES: merged rows and targets of all samples, now that the images' sizes are known. */
+void index_measure(struct index *x, const struct data_settings *s);
+/* Leaves out the samples that are not to be kept. */
+void index_keep(struct index *x, const bool *keep);
 
 /* ---- HDF5 (dataset_file.c) ------------------------------------------------------------------ */
 int index_file_write(const char *path, const struct index *x, const char *settings);
@@ -111,6 +120,8 @@ int source_fingerprint(const struct data_settings *s, char hex[65]);
 int folder_fingerprint(const char *path, const char *extension, struct sha256 *h);
 /* Looks at every image (num_workers threads) and applies on_bad_image. */
 int builder_check_images(struct builder *b);
+/* After index_measure: the policy for samples that lost their targets to long images. */
+void builder_check_targets(struct builder *b);
 
 char *data_image_folder(const struct data_settings *s); /* malloc'ed */
 bool text_is_utf8(const char *data, size_t bytes);

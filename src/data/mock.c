@@ -25,7 +25,7 @@ static void add_sample(const struct data_settings *set, struct index *x, int64_t
     const int64_t *begin = index_i64(x, COL_TEXT_OFFSET) + i;
     const int32_t *ids = index_i32(x, COL_IDS), *labels = index_i32(x, COL_LABELS);
     index_append_i64(x, COL_TARGETS,
-                     count_targets(ids + *begin, labels + *begin, length + images,
+                     count_targets(ids + *begin, labels + *begin, length + images, NULL,
                                    set->rows_per_image, set->decoder_seq_length));
     index_append_i64(x, COL_TEXT_OFFSET, x->col[COL_IDS].n);
     for (int64_t k = 0; k < images; k++) {
@@ -37,7 +37,8 @@ static void add_sample(const struct data_settings *set, struct index *x, int64_t
         index_append_i64(x, COL_IMAGE_NAME_OFFSET, x->col[COL_IMAGE_NAMES].n);
     }
     index_append_i64(x, COL_IMAGE_OFFSET, index_images(x));
-    index_append_i64(x, COL_MERGED, merged_rows(length + images, images, set->rows_per_image));
+    index_append_i64(x, COL_MERGED,
+                     merged_rows(length + images, images, NULL, set->rows_per_image));
     index_append_i64(x, COL_RECORD, i);
     index_append(x, COL_NAMES, name, n + 1);
     index_append_i64(x, COL_NAME_OFFSET, x->col[COL_NAMES].n);
@@ -53,6 +54,7 @@ int mock_build(const struct data_settings *set, struct index *x) {
                            (long long)set->mock_text_length, (long long)set->vocab_size);
     index_init(x);
     for (int64_t i = 0; i < set->mock_samples; i++) add_sample(set, x, i);
+    if (set->aspect == ASPECT_ANYRES) index_measure(x, set);
     index_compute_digest(x, x->digest);
     return 0;
 }

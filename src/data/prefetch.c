@@ -11,6 +11,7 @@ struct ticket {
     int64_t id; /* 0: free */
     int64_t n, taken, done;
     int64_t *image; /* [max_images] */
+    int64_t *first; /* [max_images] tiles before it in `out` */
     float *out;
     int code; /* of the first image, in their order, that failed */
     int64_t failed;
@@ -19,7 +20,7 @@ struct ticket {
 
 struct prefetch {
     const struct dataset *d;
-    size_t image_floats;
+    size_t tile_floats;
     pthread_mutex_t lock;
     pthread_cond_t work, finished;
     struct ticket *ticket; /* [n_tickets] */
@@ -43,7 +44,7 @@ static struct ticket *oldest(struct prefetch *p) {
 /* Takes, decodes and books one image of the ticket. Lock held on entry and on return. */
 static void work_once(struct prefetch *p, struct ticket *t, struct image_scratch *s) {
     int64_t k = t->taken++, image = t->image[k];
-    float *out = t->out + (size_t)k * p->image_floats;
+    float *out = t->out + (size_t)t->first[k] * p->tile_floats;
     pthread_mutex_unlock(&p->lock);
     int code = dataset_fetch(p->d, image, s, out);
     if (code == 0 && s->why[0] != '\0')
@@ -104,12 +105,14 @@ struct prefetch *prefetch_create(const struct dataset *d, int n_threads, int max
           (long long)max_images_per_ticket);
     struct prefetch *p = xcalloc(1, sizeof *p);
     p->d = d;
-    p->image_floats = 3 * (size_t)d->pipeline.img_h * (size_t)d->pipeline.img_w;
+    p->tile_floats = 3 * (size_t)d->pipeline.img_h * (size_t)d->pipeline.img_w;
     p->n_tickets = max_tickets;
     p->max_images = max_images_per_ticket;
     p->ticket = xcalloc((size_t)max_tickets, sizeof *p->ticket);
-    for (int i = 0; i < max_tickets; i++)
+    for (int i = 0; i < max_tickets; i++) {
         p->ticket[i].image = xcalloc((size_t)max_images_per_ticket + 1, sizeof(int64_t));
+        p->ticket[i].first = xcalloc((size_t)max_images_per_ticket + 1, sizeof(int64_t));
+    }
     p->thread = xcalloc((size_t)n_threads + 1, sizeof *p->thread);
     p->n_scratch = n_threads + 1;
     p->scratch = xcalloc((size_t)p->n_scratch, sizeof *p->scratch);
@@ -130,7 +133,10 @@ void prefetch_destroy(struct prefetch *p) {
     pthread_mutex_unlock(&p->lock);
     for (int i = 0; i < p->n_threads; i++) pthread_join(p->thread[i], NULL);
     for (int i = 0; i < p->n_scratch; i++) image_scratch_free(&p->scratch[i]);
-    for (int i = 0; i < p->n_tickets; i++) free(p->ticket[i].image);
+    for (int i = 0; i < p->n_tickets; i++) {
+        free(p->ticket[i].image);
+        free(p->ticket[i].first);
+    }
     pthread_cond_destroy(&p->finished);
     pthread_cond_destroy(&p->work);
     pthread_mutex_destroy(&p->lock);
@@ -157,7 +163,11 @@ int64_t prefetch_submit(struct prefetch *p, const int64_t *image, int64_t n, flo
     t->taken = t->done = 0;
     t->out = out;
     t->code = 0;
-    if (n > 0) memcpy(t->image, image, (size_t)n * sizeof *image);
+    for (int64_t k = 0, tiles = 0; k < n; k++) {
+        t->image[k] = image[k];
+        t->first[k] = tiles;
+        tiles += dataset_tiles(p->d, image[k]);
+    }
     pthread_cond_broadcast(&p->work);
     int64_t id = t->id;
     pthread_mutex_unlock(&p->lock);

@@ -19,23 +19,39 @@ static int check_settings(const struct data_settings *s) {
     return 0;
 }
 
+/* Only anyres makes the shapes depend on more than rows_per_image. */
+static char *anyres_text(const struct data_settings *s) {
+    const struct anyres *a = &s->anyres;
+    if (s->aspect != ASPECT_ANYRES) return xstrdup("");
+    char *text = xasprintf("anyres = %d x %d, %d x %d patches:", a->img_w, a->img_h, a->patches_w,
+                           a->patches_h);
+    for (int i = 0; i < a->n; i++) {
+        char *longer =
+            xasprintf("%s %d x %d%s", text, a->width[i], a->height[i], i + 1 < a->n ? "," : "\n");
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
 /* One line per setting that shapes the index; it is stored in the file and its hash is the name. */
 static char *settings_text(const struct data_settings *s) {
     char tokenizer[65];
     if (tokenizer_file_sha256(s->tokenizer_model, tokenizer) != 0) return NULL;
-    char *folder = data_image_folder(s);
+    char *folder = data_image_folder(s), *tiles = anyres_text(s);
     char *text =
         xasprintf("index_version = 1\ndata_format = %d\ndata_path = %s\nimage_folder = %s\n"
                   "caption_extension = %s\ncaption_prompt = %s\nconversation_template = %d\n"
                   "strict_llava_masking = %d\ntokenizer_sha256 = %s\nvocab_size = %lld\n"
                   "decoder_seq_length = %lld\ndataloader_seq_length = %lld\nrows_per_image = %lld\n"
-                  "on_bad_image = %d\nmax_bad_images = %lld\non_no_target = %d\n",
+                  "on_bad_image = %d\nmax_bad_images = %lld\non_no_target = %d\n%s",
                   (int)s->format, s->path, folder, s->caption_extension,
                   s->caption_prompt != NULL ? s->caption_prompt : "", (int)s->conversation_template,
                   s->strict_llava_masking, tokenizer, (long long)s->vocab_size,
                   (long long)s->decoder_seq_length, (long long)s->dataloader_seq_length,
                   (long long)s->rows_per_image, (int)s->on_bad_image, (long long)s->max_bad_images,
-                  (int)s->on_no_target);
+                  (int)s->on_no_target, tiles);
+    free(tiles);
     free(folder);
     return text;
 }
@@ -108,6 +124,10 @@ static int fill(struct builder *b) {
     TRY(builder_end(b));
     b->total = b->done + index_images(&b->x);
     TRY(builder_check_images(b));
+    if (b->set->aspect == ASPECT_ANYRES) {
+        index_measure(&b->x, b->set);
+        builder_check_targets(b);
+    }
     TRY(builder_end(b));
     return check_kept(b);
 }

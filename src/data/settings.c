@@ -57,7 +57,7 @@ int data_template_parse(const char *text, enum data_template *out) {
 }
 
 int data_aspect_parse(const char *text, enum data_aspect *out) {
-    PARSE("image_aspect_ratio", text, out, "square", "pad");
+    PARSE("image_aspect_ratio", text, out, "square", "pad", "anyres");
 }
 
 int data_bad_image_parse(const char *text, enum data_bad_image *out) {

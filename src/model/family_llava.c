@@ -63,6 +63,19 @@ static struct projector_config projector_shape(const struct config *c) {
                                      .frozen = c->projector.freeze_vision_projection};
 }
 
+/* Of any image: the most tiles and the most rows of a map that the resolutions allow. */
+static void image_shape(const struct config *c, struct model_shape *m) {
+    const struct config_list *l = &c->data.image_grid_pinpoints;
+    m->newline = c->data.image_aspect_ratio == IMAGE_ASPECT_ANYRES;
+    m->image_tiles = 1;
+    for (int64_t i = 0; m->newline && i + 1 < l->n; i += 2) {
+        int64_t w = l->v[i] / m->vision.img_w, h = l->v[i + 1] / m->vision.img_h;
+        int64_t rows = h * (m->vision.img_h / m->vision.patch);
+        if (1 + w * h > m->image_tiles) m->image_tiles = 1 + w * h;
+        if (rows > m->image_newlines) m->image_newlines = rows;
+    }
+}
+
 /* CLIP's initialisation scales (llava.md section 2.7 of the published recipe). */
 static struct transformer_config vision_layer(const struct vision_config *v, int number) {
     double h = (double)v->hidden, deep = 1.0 / sqrt(h * 2.0 * (double)v->layers);
@@ -117,6 +130,7 @@ static int llava_build(const struct config *cfg, struct stack *s) {
     m->vision = vision_shape(cfg);
     m->language = language_shape(cfg);
     m->projector = projector_shape(cfg);
+    image_shape(cfg, m);
     if (cfg->language.position_embedding_type != POSITION_ROPE &&
         cfg->language.position_embedding_type != POSITION_NONE)
         return error_raise(EXIT_USAGE,

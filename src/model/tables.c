@@ -38,6 +38,8 @@ void stage_tables_layout(const struct stage *st, const struct microbatch *mb, st
         out->token = indices(arena, mb->tokens);
         out->image_to_row = indices(arena, mb->image_rows);
         out->my_image_row = indices(arena, my_images);
+        out->newline_row = indices(arena, mb->newlines);
+        out->my_newline_row = indices(arena, mb->newlines);
     }
     if (need.language) {
         out->position = indices(arena, mb->tokens);

@@ -145,9 +145,9 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t bytes) {
 
 uint64_t microbatch_hash(const struct microbatch *mb) {
     uint64_t h = 14695981039346656037u;
-    const int64_t n[] = {mb->step,    mb->index,       mb->first_sample, mb->samples,
-                         mb->images,  mb->tiles,       mb->image_rows,   mb->tokens,
-                         mb->targets, mb->max_segment, mb->past};
+    const int64_t n[] = {mb->step,     mb->index,   mb->first_sample, mb->samples,
+                         mb->images,   mb->tiles,   mb->image_rows,   mb->tokens,
+                         mb->newlines, mb->targets, mb->max_segment,  mb->past};
     h = hash_bytes(h, n, sizeof n);
     h = hash_bytes(h, mb->sample_id, (size_t)mb->samples * sizeof *mb->sample_id);
     h = hash_bytes(h, mb->cu_tokens, (size_t)(mb->samples + 1) * sizeof *mb->cu_tokens);

@@ -1,10 +1,15 @@
 /* Token embedding and merge of image and text rows, the head of the first language layer:
- *   y[row] = E[token of row] for text rows, the projected patch for image rows; then dropout.
+ *   y[row] = E[token of row] for text rows, the projected patch for image rows, image_newline at the
+ * end of each row of a map of tiles (LLaVA-1.6); then dropout.
  * E is cut by vocabulary rows: a rank looks up its own, the others' rows are zero, and the sum over
- * TP completes them (arXiv 1909.08053). Image rows are written after the sum. */
+ * TP completes them (arXiv 1909.08053). Image rows and newlines are written after the sum. Backward:
+ * patches that were dropped, cut off or padding, get no gradient; that of image_newline is the sum
+ * over its rows, which every rank takes of all rows alike. */
+#include <math.h>
+
 #include "nn_impl.h"
 
-enum slot { TABLE };
+enum slot { TABLE, NEWLINE };
 
 struct cut vocabulary_cut(const struct language_config *c) {
     return cut_even(0, c->vocab, feature_granule(c->vocab));
@@ -45,6 +50,23 @@ static void lookup(struct block *b, struct pass *p, const struct merge_rows *r,
     comm_reduce_rows(p->tp, p->be, &full, y, r->text.offset);
 }
 
+static void write_newlines(struct block *b, struct pass *p, const struct tensor *y) {
+    if (p->mb->newlines == 0) return;
+    struct tensor newline = block_weight(b, NEWLINE, 1);
+    struct tensor rows = scratch_tensor(p, p->mb->newlines, y->cols);
+    tensor_zero(p, &rows);
+    p->be->ops->bias_dropout_add(p->be, &rows, &newline, NULL, NULL, &rows);
+    p->be->ops->rows_scatter(p->be, &rows, p->tab->my_newline_row, y);
+}
+
+static void newline_gradient(struct block *b, struct pass *p, const struct tensor *full) {
+    struct tensor g = block_grad(b, NEWLINE, 1);
+    if (g.data == NULL || p->mb->newlines == 0) return;
+    struct tensor rows = scratch_tensor(p, p->mb->newlines, full->cols);
+    p->be->ops->rows_gather(p->be, full, p->tab->newline_row, &rows);
+    p->be->ops->bias_grad(p->be, &rows, &g);
+}
+
 static void merge_forward(struct block *b, struct pass *p, const struct tensor *x,
                           const struct tensor *y, struct saved *s) {
     (void)s;
@@ -60,6 +82,7 @@ static void merge_forward(struct block *b, struct pass *p, const struct tensor *
             comm_gather_rows(p->tp, p->be, x, &image, r.image.offset);
         }
         p->be->ops->rows_scatter(p->be, &image, p->tab->image_to_row, y);
+        write_newlines(b, p, y);
     }
     struct dropout drop;
     const struct dropout *on = pass_dropout(p, m->language.hidden_dropout, RNG_DROP_EMBEDDING,
@@ -90,6 +113,7 @@ static void merge_backward(struct block *b, struct pass *p, const struct tensor 
     }
     struct tensor dtable = block_grad(b, TABLE, 1);
     if (dtable.data != NULL) p->be->ops->rows_scatter_add(p->be, &full, p->tab->token, &dtable);
+    newline_gradient(b, p, &full);
     if (dx != NULL) p->be->ops->rows_gather(p->be, &full, p->tab->my_image_row, dx);
     arena_release(p->scratch, mark);
 }
@@ -114,4 +138,17 @@ void block_embed_merge(struct block *b, const struct model_shape *m) {
                                       .cut = vocabulary_cut(c),
                                       .init = INIT_NORMAL,
                                       .scale = c->init_std});
+    if (!m->newline) return;
+    home.prefix = "model/";
+    home.hf_prefix = "";
+    block_declare(b, NEWLINE, &home,
+                  (struct param_spec){.name = "image_newline",
+                                      .hf_name = "image_newline",
+                                      .dims = "features",
+                                      .ndim = 1,
+                                      .shape = {c->hidden},
+                                      .cut = cut_none(),
+                                      .init = INIT_NORMAL,
+                                      .scale = 1.0 / sqrt((double)c->hidden),
+                                      .no_decay = true});
 }

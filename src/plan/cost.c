@@ -57,6 +57,17 @@ int plan_split(const struct stack *s, const struct microbatch *mb, enum recomput
 
 struct microbatch *plan_microbatch_sized(const struct stack *s, int64_t samples, int64_t images,
                                          int64_t tokens, int64_t max_segment, int64_t targets) {
+    struct microbatch sizes = {.samples = samples,
+                               .images = images,
+                               .tiles = images,
+                               .tokens = tokens,
+                               .max_segment = max_segment,
+                               .targets = targets};
+    return plan_microbatch_of(s, &sizes);
+}
+
+struct microbatch *plan_microbatch_of(const struct stack *s, const struct microbatch *sizes) {
+    int64_t samples = sizes->samples, tokens = sizes->tokens, max_segment = sizes->max_segment;
     const struct vision_config *v = &s->shape.vision;
     struct microbatch *mb = xcalloc(1, sizeof *mb);
     int64_t *cu = xcalloc((size_t)samples + 1, sizeof *cu);
@@ -66,11 +77,13 @@ struct microbatch *plan_microbatch_sized(const struct stack *s, int64_t samples,
     }
     cu[samples] = tokens;
     *mb = (struct microbatch){.samples = samples,
-                              .images = images,
-                              .tiles = images,
-                              .image_rows = images * (vision_patches(v) + (v->drop_class ? 0 : 1)),
+                              .images = sizes->images,
+                              .tiles = sizes->tiles,
+                              .image_rows =
+                                  sizes->tiles * (vision_patches(v) + (v->drop_class ? 0 : 1)),
                               .tokens = tokens,
-                              .targets = targets,
+                              .newlines = sizes->newlines,
+                              .targets = sizes->targets,
                               .max_segment = max_segment,
                               .cu_tokens = cu};
     return mb;
@@ -81,8 +94,16 @@ struct microbatch *plan_microbatch_worst(const struct stack *s, int64_t samples,
     const struct vision_config *v = &s->shape.vision;
     int64_t image = vision_patches(v) + (v->drop_class ? 0 : 1);
     int64_t text = seq_length > image ? seq_length - image : 0;
-    return plan_microbatch_sized(s, samples, samples, samples * seq_length, seq_length,
-                                 samples * text);
+    int64_t newlines = s->shape.image_newlines;
+    struct microbatch sizes = {.samples = samples,
+                               .images = samples,
+                               .tiles = samples * s->shape.image_tiles,
+                               .tokens = samples * seq_length,
+                               .newlines =
+                                   samples * (newlines < seq_length ? newlines : seq_length),
+                               .max_segment = seq_length,
+                               .targets = samples * text};
+    return plan_microbatch_of(s, &sizes);
 }
 
 void plan_microbatch_free(struct microbatch *mb) {

@@ -15,7 +15,7 @@ struct batcher {
     int64_t next_consumed;           /* where `next` begins, -1: nothing there */
     int64_t targets, tokens, images; /* of the global batch of the step */
     int64_t filled;                  /* its micro-batches with targets */
-    size_t image_floats;
+    size_t tile_floats;
     double wait_seconds;
 };
 
@@ -36,7 +36,7 @@ int batcher_create(const struct batcher_settings *settings, const struct dataset
     b->s = *settings;
     b->data = data;
     int64_t per_image = vision_patches(v) + (v->drop_class ? 0 : 1);
-    b->image_floats = (size_t)(v->channels * v->img_h * v->img_w);
+    b->tile_floats = (size_t)(v->channels * v->img_h * v->img_w);
     b->sampler = sampler_create(dataset_count(data), settings->run_key, settings->shuffle);
     b->now = xcalloc((size_t)settings->M, sizeof *b->now);
     b->next = xcalloc((size_t)settings->M, sizeof *b->next);
@@ -94,12 +94,12 @@ void batcher_attach(struct batcher *b, const struct stage *stage,
     b->tables.arg = (void *)(uintptr_t)b->data;
     b->tables.sample = read_sample;
     if (!b->tables.need.pixels || largest->tiles == 0) return;
-    size_t bytes = (size_t)largest->tiles * b->image_floats * sizeof(float);
+    size_t bytes = (size_t)largest->tiles * b->tile_floats * sizeof(float);
     for (int k = 0; k < b->s.M; k++) {
         b->now[k].pixels = xmalloc(bytes);
         b->next[k].pixels = xmalloc(bytes);
     }
-    b->prefetch = prefetch_create(b->data, b->s.num_workers, 2 * b->s.M, largest->tiles);
+    b->prefetch = prefetch_create(b->data, b->s.num_workers, 2 * b->s.M, largest->images);
 }
 
 static void build_step(struct batcher *b, struct descriptor *d, int64_t step, int64_t consumed) {

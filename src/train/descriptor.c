@@ -13,6 +13,7 @@ void descriptor_init(struct descriptor *d, int64_t samples, int64_t images,
     d->image_tiles = xcalloc((size_t)images + 1, sizeof *d->image_tiles);
     d->image_row = xcalloc((size_t)images + 1, sizeof *d->image_row);
     d->image = xcalloc((size_t)images + 1, sizeof *d->image);
+    d->layout = xcalloc((size_t)images + 1, sizeof *d->layout);
     d->ticket = -1;
 }
 
@@ -24,7 +25,16 @@ void descriptor_free(struct descriptor *d) {
     free(d->image_tiles);
     free(d->image_row);
     free(d->image);
+    free(d->layout);
     free(d->pixels);
+}
+
+/* Newlines of an image above merged row `end`, where its sample is cut off. */
+static int64_t newlines_before(const struct descriptor *d, int64_t image, int64_t end) {
+    const struct image_layout *l = &d->layout[image];
+    int64_t left = end - d->image_row[image] - d->rows_per_image;
+    if (l->rows == 0 || left < 0) return 0;
+    return left / (l->cols + 1) < l->rows ? left / (l->cols + 1) : l->rows;
 }
 
 /* Merged rows in front of marker k of a sample, and the marker's own row. */
@@ -35,10 +45,14 @@ static void place_images(struct descriptor *d, const struct sample *s, int64_t s
             row++;
             continue;
         }
-        d->image[at] = s->image[k++];
-        d->image_tiles[at] = 1;
-        d->image_row[at++] = row;
-        row += d->rows_per_image;
+        d->image[at] = s->image[k];
+        d->image_tiles[at] = sample_image_tiles(s, k);
+        d->layout[at] = s->layout != NULL ? s->layout[k] : (struct image_layout){.tiles = 1};
+        d->image_row[at] = row;
+        d->mb.tiles += d->image_tiles[at];
+        d->mb.newlines += newlines_before(d, at, start + s->merged_len);
+        row += sample_image_rows(s, k++, d->rows_per_image);
+        at++;
     }
     d->mb.images = at;
 }
@@ -74,7 +88,6 @@ void descriptor_add(struct descriptor *d, int64_t id, const struct sample *s, bo
 }
 
 void descriptor_end(struct descriptor *d) {
-    d->mb.tiles = d->mb.images;
     d->mb.image_rows = d->mb.tiles * d->rows_per_image;
     d->mb.tokens = d->cu_tokens[d->mb.samples];
     d->mb.hash = microbatch_hash(&d->mb);

@@ -84,10 +84,11 @@ static int load_images(struct generator *g, const struct question *q) {
     struct data_settings s;
     if (!g->tables.need.pixels) return 0;
     train_data_settings(g->run.cfg, DATA_TRAIN, &s);
+    float *to = g->prompt.pixels;
     for (int i = 0; i < q->n_images; i++) {
-        int rc = data_image_load(&s, q->image[i],
-                                 g->prompt.pixels + i * v->channels * v->img_h * v->img_w);
+        int rc = data_image_load(&s, q->image[i], to);
         if (rc != 0) return error_note(rc, "question %s", q->name);
+        to += (q->layout != NULL ? q->layout[i].tiles : 1) * v->channels * v->img_h * v->img_w;
     }
     return 0;
 }
@@ -101,6 +102,7 @@ static int answer_question(struct generator *g, int64_t number) {
     struct sample s = {.text_len = (int32_t)q->ids.n,
                        .ids = q->ids.ids,
                        .image = g->image,
+                       .layout = q->layout,
                        .n_images = q->n_images,
                        .merged_len = q->rows};
     TRY(run_pass(g, &g->prompt, &s, 0));
@@ -147,7 +149,14 @@ static int prepare_stage(struct generator *g, const struct generate_request *ask
     const struct question_list *l = &g->questions;
     int64_t rows = l->most_rows + r->cfg->generate.max_new_tokens;
     int64_t limit = r->cfg->language.decoder_seq_length;
-    r->largest = plan_microbatch_sized(&r->stack, 1, l->most_images, l->most_rows, l->most_rows, 1);
+    struct microbatch sizes = {.samples = 1,
+                               .images = l->most_images,
+                               .tiles = l->most_tiles,
+                               .tokens = l->most_rows,
+                               .newlines = l->most_newlines,
+                               .max_segment = l->most_rows,
+                               .targets = 1};
+    r->largest = plan_microbatch_of(&r->stack, &sizes);
     TRY(infer_stage(r, 1, rows < limit ? rows : limit, ask->checkpoint));
     tables_source_init(&g->tables, &r->stage, r->largest);
     g->tables.arg = g;
@@ -166,7 +175,8 @@ static void prepare_rows(struct generator *g, int64_t rows_per_image) {
     for (int64_t i = 0; i < images; i++) g->image[i] = i;
     if (g->tables.need.pixels)
         g->prompt.pixels =
-            xcalloc((size_t)(images * v->channels * v->img_h * v->img_w) + 1, sizeof(float));
+            xcalloc((size_t)(g->questions.most_tiles * v->channels * v->img_h * v->img_w) + 1,
+                    sizeof(float));
 }
 
 static void prepare_choice(struct generator *g, const struct generate_request *ask) {

@@ -13,13 +13,15 @@ struct question {
     char *prompt; /* as asked */
     char **image; /* paths */
     int n_images;
+    struct image_layout *layout; /* [n_images] with anyres, else NULL */
+    int64_t tiles, newlines;
     struct id_list ids; /* of the template's prompt, a marker for each image */
     int64_t rows;       /* of the prompt, images merged in */
 };
 struct question_list {
     struct question *question;
     int64_t n;
-    int64_t most_images, most_rows;
+    int64_t most_images, most_tiles, most_newlines, most_rows;
 };
 /* The one of the request, or those of [generate] prompt_file, encoded. Errors name line and id. */
 int questions_read(const struct config *cfg, const struct generate_request *ask,

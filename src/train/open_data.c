@@ -23,10 +23,27 @@ static void copy_format(const struct config *c, struct data_settings *s) {
     s->strict_llava_masking = c->data.strict_llava_masking;
 }
 
+static void copy_anyres(const struct config *c, struct anyres *a) {
+    const struct config_list *l = &c->data.image_grid_pinpoints;
+    *a = (struct anyres){.n = (int)(l->n / 2),
+                         .img_w = (int)c->vision.img_w,
+                         .img_h = (int)c->vision.img_h,
+                         .patches_w = (int)(c->vision.img_w / c->vision.patch_dim),
+                         .patches_h = (int)(c->vision.img_h / c->vision.patch_dim)};
+    for (int i = 0; i < a->n; i++) {
+        a->width[i] = (int)l->v[2 * i];
+        a->height[i] = (int)l->v[2 * i + 1];
+    }
+}
+
 static void copy_images(const struct config *c, struct data_settings *s) {
+    static const enum data_aspect aspect[] = {[IMAGE_ASPECT_SQUARE] = ASPECT_SQUARE,
+                                              [IMAGE_ASPECT_PAD] = ASPECT_PAD,
+                                              [IMAGE_ASPECT_ANYRES] = ASPECT_ANYRES};
     s->img_h = (int)c->vision.img_h;
     s->img_w = (int)c->vision.img_w;
-    s->aspect = c->data.image_aspect_ratio == IMAGE_ASPECT_SQUARE ? ASPECT_SQUARE : ASPECT_PAD;
+    s->aspect = aspect[c->data.image_aspect_ratio];
+    copy_anyres(c, &s->anyres);
     s->composite = c->data.image_background.n == 3;
     for (int i = 0; i < 3; i++) {
         if (s->composite) s->background[i] = (uint8_t)c->data.image_background.v[i];

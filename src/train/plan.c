@@ -9,6 +9,9 @@
 /* ---- the largest micro-batch --------------------------------------------------------------------- */
 void batch_sizes_add(struct batch_sizes *to, const struct sample *s) {
     to->images += s->n_images;
+    for (int32_t k = 0; k < s->n_images; k++) to->tiles += sample_image_tiles(s, k);
+    for (int32_t k = 0; s->layout != NULL && k < s->n_images; k++)
+        to->newlines += s->layout[k].rows;
     to->tokens += s->merged_len;
     to->targets += s->n_targets;
     if (s->merged_len > to->max_segment) to->max_segment = s->merged_len;
@@ -16,6 +19,8 @@ void batch_sizes_add(struct batch_sizes *to, const struct sample *s) {
 
 static void sizes_max(struct batch_sizes *to, const struct batch_sizes *s) {
     if (s->images > to->images) to->images = s->images;
+    if (s->tiles > to->tiles) to->tiles = s->tiles;
+    if (s->newlines > to->newlines) to->newlines = s->newlines;
     if (s->tokens > to->tokens) to->tokens = s->tokens;
     if (s->targets > to->targets) to->targets = s->targets;
     if (s->max_segment > to->max_segment) to->max_segment = s->max_segment;
@@ -47,6 +52,8 @@ static struct batch_sizes bound_sizes(const struct dataset *data, int64_t per_ba
         sizes_max(&most, &one);
     }
     most.images *= per_batch;
+    most.tiles *= per_batch;
+    most.newlines *= per_batch;
     most.tokens *= per_batch;
     most.targets *= per_batch;
     return most;
@@ -73,6 +80,18 @@ static struct batch_sizes scan_steps(const struct config *cfg, const struct data
     return most;
 }
 
+static struct microbatch *batch_of(const struct stack *s, int64_t samples,
+                                   const struct batch_sizes *m) {
+    struct microbatch sizes = {.samples = samples,
+                               .images = m->images,
+                               .tiles = m->tiles,
+                               .tokens = m->tokens,
+                               .newlines = m->newlines,
+                               .max_segment = m->max_segment,
+                               .targets = m->targets};
+    return plan_microbatch_of(s, &sizes);
+}
+
 struct microbatch *train_largest_microbatch(const struct config *cfg, const struct dataset *data,
                                             const struct dataset *valid, const struct stack *s) {
     int64_t per_batch = cfg->training.micro_batch_size;
@@ -82,14 +101,13 @@ struct microbatch *train_largest_microbatch(const struct config *cfg, const stru
         struct batch_sizes v = scan_steps(cfg, valid, train_eval_steps(cfg, valid));
         sizes_max(&m, &v);
     }
-    return plan_microbatch_sized(s, per_batch, m.images, m.tokens, m.max_segment, m.targets);
+    return batch_of(s, per_batch, &m);
 }
 
 struct microbatch *train_largest_evaluated(const struct config *cfg, const struct dataset *valid,
                                            const struct stack *s) {
     struct batch_sizes m = scan_steps(cfg, valid, train_eval_steps(cfg, valid));
-    return plan_microbatch_sized(s, cfg->training.micro_batch_size, m.images, m.tokens,
-                                 m.max_segment, m.targets);
+    return batch_of(s, cfg->training.micro_batch_size, &m);
 }
 
 /* ---- the split ------------------------------------------------------------------------------------- */

@@ -24,6 +24,7 @@ static void add_image(struct question *q, const char *folder, const char *path) 
 static void question_free(struct question *q) {
     for (int i = 0; i < q->n_images; i++) free(q->image[i]);
     free(q->image);
+    free(q->layout);
     free(q->name);
     free(q->prompt);
     free(q->ids.ids);
@@ -156,6 +157,23 @@ static int read_all(const struct config *cfg, const struct generate_request *ask
 }
 
 /* ---- ids -------------------------------------------------------------------------------------- */
+/* anyres: every rank looks at the images, since their sizes shape the prompt. */
+static int find_layouts(const struct config *cfg, struct question *q) {
+    struct data_settings s;
+    train_data_settings(cfg, DATA_TRAIN, &s);
+    q->tiles = q->n_images;
+    if (s.aspect != ASPECT_ANYRES || q->n_images == 0) return 0;
+    q->tiles = 0;
+    q->layout = xcalloc((size_t)q->n_images, sizeof *q->layout);
+    for (int i = 0; i < q->n_images; i++) {
+        int rc = data_image_layout(&s, q->image[i], &q->layout[i]);
+        if (rc != 0) return error_note(rc, "question %s", q->name);
+        q->tiles += q->layout[i].tiles;
+        q->newlines += q->layout[i].rows;
+    }
+    return 0;
+}
+
 static int encode(const struct config *cfg, const struct tokenizer *t, enum data_template tpl,
                   int64_t rows_per_image, struct question *q) {
     char *text = template_prompt(tpl, q->prompt, q->n_images);
@@ -164,12 +182,16 @@ static int encode(const struct config *cfg, const struct tokenizer *t, enum data
     TRY(rc);
     int64_t markers = 0, limit = cfg->language.decoder_seq_length;
     for (int64_t i = 0; i < q->ids.n; i++) markers += q->ids.ids[i] == DATA_IMAGE_MARKER;
-    q->rows = q->ids.n + markers * (rows_per_image - 1);
     if (markers != q->n_images)
         return error_raise(EXIT_BAD_DATA,
                            "question %s has %d images and %" PRId64 " markers <image>: write none, "
                            "each image gets its own in front of the text",
                            q->name, q->n_images, markers);
+    TRY(find_layouts(cfg, q));
+    q->rows = q->ids.n - q->n_images;
+    for (int i = 0; i < q->n_images; i++)
+        q->rows +=
+            q->layout != NULL ? image_layout_rows(&q->layout[i], rows_per_image) : rows_per_image;
     if (q->rows >= limit)
         return error_raise(EXIT_BAD_DATA,
                            "question %s takes %" PRId64 " rows with its images; with "
@@ -188,6 +210,8 @@ int questions_read(const struct config *cfg, const struct generate_request *ask,
         struct question *q = &out->question[i];
         TRY(encode(cfg, t, s.conversation_template, rows_per_image, q));
         if (q->n_images > out->most_images) out->most_images = q->n_images;
+        if (q->tiles > out->most_tiles) out->most_tiles = q->tiles;
+        if (q->newlines > out->most_newlines) out->most_newlines = q->newlines;
         if (q->rows > out->most_rows) out->most_rows = q->rows;
     }
     return 0;

@@ -30,16 +30,52 @@ static void fill_vision(struct filler *f, const struct batch_tables *t) {
     put(f, t->select_row, n);
 }
 
-/* Merged row of every image row, -1 where the sample was cut off. */
+/* Merged rows of the tiles of a map, tile after tile; -1 for padding. out: [tiles][patches] */
+static void map_rows(const struct filler *f, const struct image_layout *l, int64_t first,
+                     int32_t *out) {
+    const struct vision_config *v = &f->from->stage->stack->shape.vision;
+    int64_t h = v->img_h / v->patch, w = v->img_w / v->patch;
+    for (int64_t tile = 0; tile < (int64_t)l->grid_h * l->grid_w; tile++)
+        for (int64_t i = 0; i < h * w; i++) {
+            int64_t row = tile / l->grid_w * h + i / w - l->top;
+            int64_t col = tile % l->grid_w * w + i % w - l->left;
+            bool kept = row >= 0 && row < l->rows && col >= 0 && col < l->cols;
+            *out++ = kept ? (int32_t)(first + row * (l->cols + 1) + col) : -1;
+        }
+}
+
+/* Merged row of every image row, -1 where it is padding or the sample was cut off. */
 static void image_rows_merged(const struct filler *f, int32_t *out) {
     const struct microbatch *mb = &f->d->mb;
     int64_t k = f->d->rows_per_image, n = 0;
     for (int64_t s = 0; s < mb->samples; s++)
-        for (int64_t i = mb->sample_images[s]; i < mb->sample_images[s + 1]; i++)
-            for (int64_t r = 0; r < k; r++) {
-                int64_t row = mb->image_row[i] + r;
-                out[n++] = row < mb->cu_tokens[s + 1] ? (int32_t)row : -1;
-            }
+        for (int64_t i = mb->sample_images[s]; i < mb->sample_images[s + 1]; i++) {
+            int64_t end = n + k * mb->image_tiles[i];
+            map_rows(f, &f->d->layout[i], mb->image_row[i] + k, out + n + k);
+            for (int64_t r = 0; r < k; r++) out[n + r] = (int32_t)(mb->image_row[i] + r);
+            for (; n < end; n++)
+                if (out[n] >= mb->cu_tokens[s + 1]) out[n] = -1;
+        }
+}
+
+static void list_newlines(const struct filler *f, int32_t *out) {
+    const struct microbatch *mb = &f->d->mb;
+    int64_t n = 0;
+    for (int64_t s = 0; s < mb->samples; s++)
+        for (int64_t i = mb->sample_images[s]; i < mb->sample_images[s + 1]; i++) {
+            const struct image_layout *l = &f->d->layout[i];
+            int64_t row = mb->image_row[i] + f->d->rows_per_image + l->cols;
+            for (int64_t r = 0; r < l->rows && row < mb->cu_tokens[s + 1]; r++, row += l->cols + 1)
+                out[n++] = (int32_t)row;
+        }
+    CHECK(n == mb->newlines, "%lld newlines, the descriptor has %lld", (long long)n,
+          (long long)mb->newlines);
+}
+
+/* Merged rows of all -> my rows, -1 where another rank holds them. */
+static void keep_mine(const struct filler *f, int32_t *row, int64_t n) {
+    int32_t first = (int32_t)f->text.offset[f->tp], end = (int32_t)f->text.offset[f->tp + 1];
+    for (int64_t i = 0; i < n; i++) row[i] = row[i] >= first && row[i] < end ? row[i] - first : -1;
 }
 
 static void fill_token_rows(struct filler *f, const struct batch_tables *t) {
@@ -51,10 +87,10 @@ static void fill_token_rows(struct filler *f, const struct batch_tables *t) {
     for (int64_t i = 0; i < mb->samples; i++) {
         struct sample s;
         f->from->sample(f->from->arg, mb->sample_id[i], &s);
-        int64_t row = mb->cu_tokens[i], end = mb->cu_tokens[i + 1];
+        int64_t row = mb->cu_tokens[i], end = mb->cu_tokens[i + 1], at = 0;
         for (int32_t j = 0; j < s.text_len && row < end; j++) {
             bool image = s.ids[j] == DATA_IMAGE_MARKER;
-            int64_t n = image ? f->d->rows_per_image : 1;
+            int64_t n = image ? sample_image_rows(&s, at++, f->d->rows_per_image) : 1;
             for (; n > 0 && row < end; n--, row++)
                 f->from->staging[row] =
                     !image && s.ids[j] >= lo && s.ids[j] < hi ? (int32_t)(s.ids[j] - lo) : -1;
@@ -72,13 +108,12 @@ static void fill_embedding(struct filler *f, const struct batch_tables *t) {
     int64_t count = f->sp ? f->image.offset[f->tp + 1] - first : mb->image_rows;
     f->be->ops->upload(f->be, (void *)(uintptr_t)t->my_image_row, staging + first,
                        (size_t)count * sizeof *staging);
-    if (f->sp)
-        for (int64_t i = 0; i < mb->image_rows; i++) {
-            bool mine =
-                staging[i] >= f->text.offset[f->tp] && staging[i] < f->text.offset[f->tp + 1];
-            staging[i] = mine ? staging[i] - (int32_t)f->text.offset[f->tp] : -1;
-        }
+    if (f->sp) keep_mine(f, staging, mb->image_rows);
     put(f, t->image_to_row, mb->image_rows);
+    list_newlines(f, staging);
+    put(f, t->newline_row, mb->newlines);
+    if (f->sp) keep_mine(f, staging, mb->newlines);
+    put(f, t->my_newline_row, mb->newlines);
 }
 
 static void fill_language(struct filler *f, const struct batch_tables *t) {
@@ -106,10 +141,10 @@ static int64_t list_targets(const struct filler *f, bool want_ids, int32_t *out)
     for (int64_t i = 0; i < f->d->counted; i++) {
         struct sample s;
         f->from->sample(f->from->arg, mb->sample_id[i], &s);
-        int64_t row = mb->cu_tokens[i], end = mb->cu_tokens[i + 1];
+        int64_t row = mb->cu_tokens[i], end = mb->cu_tokens[i + 1], at = 0;
         for (int32_t j = 0; j < s.text_len && row < end; j++) {
             if (s.ids[j] == DATA_IMAGE_MARKER) {
-                row += f->d->rows_per_image;
+                row += sample_image_rows(&s, at++, f->d->rows_per_image);
                 continue;
             }
             if (s.labels[j] != DATA_NO_TARGET && row > mb->cu_tokens[i]) {
@@ -128,12 +163,7 @@ static void fill_head(struct filler *f, const struct batch_tables *t) {
     CHECK(n == f->d->mb.targets, "%lld targets, the index has %lld", (long long)n,
           (long long)f->d->mb.targets);
     put(f, t->target_row, n);
-    if (f->sp)
-        for (int64_t i = 0; i < n; i++) {
-            bool mine =
-                staging[i] >= f->text.offset[f->tp] && staging[i] < f->text.offset[f->tp + 1];
-            staging[i] = mine ? staging[i] - (int32_t)f->text.offset[f->tp] : -1;
-        }
+    if (f->sp) keep_mine(f, staging, n);
     put(f, t->my_target_row, n);
     list_targets(f, true, staging);
     put(f, t->target, n);

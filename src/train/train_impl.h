@@ -14,7 +14,8 @@ int table_open(const char *dir, const char *name, const char *header, int64_t st
 
 /* ---- what a micro-batch adds up to ---------------------------------------------------------- */
 struct batch_sizes {
-    int64_t images, tokens, targets, max_segment;
+    int64_t images, tiles, newlines; /* newlines: at most, those beyond the cut included */
+    int64_t tokens, targets, max_segment;
 };
 void batch_sizes_add(struct batch_sizes *to, const struct sample *s);
 
@@ -23,7 +24,8 @@ struct descriptor {
     struct microbatch mb;
     int64_t *sample_id, *cu_tokens, *image_row, *image; /* image: rows of the image table */
     int32_t *text_len, *sample_images, *image_tiles;
-    int64_t rows_per_image;
+    struct image_layout *layout; /* [images] of anyres, else grid_w is 0 */
+    int64_t rows_per_image;      /* of a tile */
     int64_t counted; /* its first samples, whose targets count; the others only fill it up */
     int64_t ticket;  /* of its pixels, -1: none wanted */
     float *pixels;   /* [tiles, channels*H*W], where the first stage is here */

@@ -284,6 +284,7 @@ static void with(int n, char **overrides, int n_ranks, const char *word) {
          n_ranks, word)
 #define PP "parallel:pipeline_model_parallel_size="
 #define SPLIT "parallel:split_spec="
+#define ANYRES "data:image_aspect_ratio=anyres"
 #define AFFINE "projector:projector_type=affine"
 
 static void test_split_spec(void **state) {
@@ -355,6 +356,12 @@ static void test_rules(void **state) {
     WITH(0, "needs data_format = llava_json", "data:image_folder=x");
     WITH(0, "is required with data_format = llava_json", "data:data_format=llava_json");
     WITH(0, "3 numbers", "data:image_mean=0.5,0.5");
+    WITH(0, "needs image_aspect_ratio = anyres", "data:image_grid_pinpoints=336,672");
+    WITH(0, "pairs width,height, at most 64", ANYRES, "data:image_grid_pinpoints=336,672,336");
+    WITH(0, "pair 2 is 672 x 337: multiples of a tile", ANYRES,
+         "data:image_grid_pinpoints=336,672,672,337");
+    WITH(0, "entry 2, \"0\": out of range", ANYRES, "data:image_grid_pinpoints=336,0");
+    WITH(0, "a class row has no place", ANYRES, "vision:disable_vision_class_token=false");
     WITH(0, "needs save", "checkpoint:save_interval=5");
     WITH(0, "at least 2", "checkpoint:save=x", "checkpoint:most_recent_k=1");
     WITH(0, "no mixture of experts", "parallel:expert_model_parallel_size=2");
@@ -459,6 +466,8 @@ static void test_used_ini_round_trip(void **state) {
     ROUND(false, "run:run_dir=/a;b#c 'd' \\", "data:caption_prompt= a \"quoted\" ; text ",
           "data:caption_extension=", "data:image_background=1,2,255", "data:image_mean=0.1,0.2,0.3",
           "checkpoint:save=x\\");
+    ROUND(false, ANYRES);
+    ROUND(false, ANYRES, "data:image_grid_pinpoints=672,336,336,336");
     ROUND(false, AFFINE, "optimizer:lr_decay_style=WSD", "optimizer:lr_wsd_decay_iters=9",
           "optimizer:optimizer=sgd", "vision:freeze_ViT=true", "training:seed=9223372036854775807");
     ROUND(false, PP "4", SPLIT "20,10,20,8", "training:recompute_granularity=full",
@@ -551,6 +560,24 @@ static void test_printed_tables(void **state) {
     free(template);
 }
 
+/* The published resolutions, for tiles of any size. */
+static void test_pinpoints(void **state) {
+    (void)state;
+    static const int64_t published[10] = {336, 672, 672, 336, 672, 672, 1008, 336, 336, 1008};
+    write_job("", "", "[data]\nimage_aspect_ratio = anyres");
+    struct config *cfg = load(0, NULL);
+    if (cfg == NULL) fail_msg("%s", error_text());
+    assert_int_equal(cfg->data.image_grid_pinpoints.n, 10);
+    assert_memory_equal(cfg->data.image_grid_pinpoints.v, published, sizeof published);
+    config_free(cfg);
+    write_job("", "", "[data]\nimage_aspect_ratio = anyres\n[vision]\nimg_h = 28\nimg_w = 42");
+    cfg = load(0, NULL);
+    if (cfg == NULL) fail_msg("%s", error_text());
+    assert_true(cfg->data.image_grid_pinpoints.v[0] == 42);
+    assert_true(cfg->data.image_grid_pinpoints.v[1] == 56);
+    config_free(cfg);
+}
+
 static int set_up(void **state) {
     (void)state;
     if (mkdtemp(dir) == NULL) return 1;
@@ -581,6 +608,7 @@ int main(void) {
         cmocka_unit_test(test_used_ini_with_samples),
         cmocka_unit_test(test_trainable),
         cmocka_unit_test(test_printed_tables),
+        cmocka_unit_test(test_pinpoints),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -19,10 +19,13 @@ enum ckpt_verify {
     CKPT_VERIFY_SIZE,   /* loading only: names and sizes */
 };
 
-/* <save>/run.lock, so that two jobs never write into one folder. Rank 0 holds it; zeros elsewhere. */
+/* <save>/run.lock, so that two jobs never write into one folder. Rank 0 holds it, with a thread that
+ * sets its time anew; zeros elsewhere. */
+struct ckpt_beat;
 struct ckpt_lock {
     char *path;
     char nonce[33];
+    struct ckpt_beat *beat;
 };
 
 struct ckpt_found;
@@ -103,8 +106,9 @@ struct ckpt_state {
 };
 
 /* Collective over the world, before ckpt_find. A lock of a run that is surely gone (same job started
- * again; a process of this host that is no more) is taken over; otherwise EXIT_NO_PERMISSION says who
- * holds it. ckpt_unlock at the end (rank 0's duty; harmless elsewhere). */
+ * again; a process of this host that is no more; a Slurm job that squeue does not know any more and
+ * that has given no sign of life for three periods) is taken over; otherwise EXIT_NO_PERMISSION says
+ * who holds it. ckpt_unlock at the end (rank 0's duty; harmless elsewhere). */
 int ckpt_lock(const char *save, const struct grid *grid, struct ckpt_lock *lock);
 void ckpt_unlock(struct ckpt_lock *lock);
 

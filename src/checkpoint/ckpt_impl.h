@@ -171,16 +171,28 @@ void ckpt_shard_name(char *name, size_t size, int64_t step, int64_t index, int64
 int ckpt_mark_refused(const char *dir, const char *why);
 bool ckpt_is_refused(const char *dir);
 /* .trash-* and .tmp-* of earlier runs; a .tmp- with a verifying manifest is committed. */
-int ckpt_recover(const char *save);
+int ckpt_recover(const struct ckpt_settings *s);
 int ckpt_retain(const struct ckpt_settings *s, int64_t newest);
 /* What it would remove, newest first; read: every byte of those that must stand is verified. */
 int ckpt_retain_list(const struct ckpt_settings *s, int64_t newest, bool read,
                      struct name_list *out);
-int ckpt_discard(const char *save, const char *name); /* by a rename to .trash- first */
-int ckpt_commit_folder(const char *save, const char *tmp, int64_t step); /* steps 11, 12 */
+/* By a rename to .trash- first. */
+int ckpt_discard(const struct ckpt_settings *s, const char *name);
+int ckpt_commit_folder(const struct ckpt_settings *s, const char *tmp, int64_t step); /* 11, 12 */
 
-/* Fencing: the lock is still ours (NULL: none was taken). EXIT_NO_PERMISSION. */
+/* ---- the run lock ----------------------------------------------------------------------------------- */
+/* Fencing, before a save and before each rename in it: the lock is still ours (NULL: none was taken).
+ * EXIT_NO_PERMISSION; EXIT_IO: it cannot be read. */
 int ckpt_lock_check(const struct ckpt_lock *lock);
+/* The holder's sign of life is the time of its file, set every so many seconds. */
+#define CKPT_BEAT_SECONDS 10
+int lock_beat_begin(const char *path, struct ckpt_beat **beat);
+void lock_beat_end(struct ckpt_beat *beat); /* NULL is legal */
+/* Seconds by which the time of `newer`, a file just made, is ahead: the clock is the file system's. */
+int64_t lock_beat_age(const char *path, const char *newer);
+enum job_state { JOB_UNKNOWN, JOB_RUNS, JOB_GONE };
+/* What squeue knows of a Slurm job; says: in words. */
+enum job_state slurm_job_state(const char *id, char *says, size_t size);
 
 /* Start of a process in clock ticks since boot; -1 if there is none, or only its body, which nobody has
  * buried yet. Together with the boot's id it tells a process from a later one with the same number. */

@@ -101,7 +101,7 @@ static int find_source(const struct ckpt_settings *c, struct source *s) {
     *s = (struct source){0};
     fault_point("resume.list.before");
     bool other_load = c->load && (!c->save || strcmp(c->load, c->save) != 0);
-    if (c->save && ckpt_recover(c->save) != 0) {
+    if (c->save && ckpt_recover(c) != 0) {
         log_warn("left-overs in %s could not be cleared: %s", c->save, error_text());
         error_clear();
     }

@@ -107,7 +107,8 @@ int ckpt_finish_folder(const struct ckpt_settings *set, const char *dir, struct 
     fault_point("save.index.after");
     char *text = manifest_text(m, &bytes), *path = xasprintf("%s/%s", dir, CKPT_MANIFEST);
     fault_point("save.manifest.before");
-    int rc = file_write_atomic(path, text, bytes);
+    int rc = ckpt_lock_check(set->lock);
+    if (!rc) rc = file_write_atomic(path, text, bytes);
     fault_point("save.manifest.in");
     free(text);
     free(path);

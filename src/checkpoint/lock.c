@@ -72,64 +72,89 @@ static void take_line(struct holder *h, char *line) {
     }
 }
 
-/* false: there is no lock. */
-static bool read_holder(const char *path, struct holder *h) {
+/* *there: somebody holds it. EXIT_IO: that cannot be told. */
+static int read_holder(const char *path, struct holder *h, bool *there) {
     char *text = NULL;
     size_t bytes;
     memset(h, 0, sizeof *h);
-    if (access(path, F_OK) != 0) return false;
-    if (file_read(path, 4096, &text, &bytes) != 0) {
+    *there = access(path, F_OK) == 0;
+    if (!*there) return 0;
+    int rc = file_read(path, 4096, &text, &bytes);
+    if (rc == EXIT_NO_INPUT) { /* gone in between */
         error_clear();
-        return access(path, F_OK) == 0;
+        *there = false;
+        return 0;
     }
+    if (rc) return rc;
     char *next = text;
     for (char *line; (line = strsep(&next, "\n"));) take_line(h, line);
     free(text);
-    return true;
+    return 0;
 }
 
-/* Surely gone: an earlier start of this very job, or a process of this boot that is no more. What
- * runs on another host cannot be asked. */
-static bool stale(const struct holder *h, const struct holder *me) {
+/* Surely gone: an earlier start of this very job; a process of this host that is no more. Of another
+ * host or job: Slurm does not know the job any more, and it has shown no life for three periods (either
+ * may be wrong for a while: a controller that was restarted, a file system that hangs). */
+static bool stale(const struct holder *h, const struct holder *me, int64_t age, char *why,
+                  size_t size) {
     bool same_job = strcmp(me->job, "none") != 0 && strcmp(h->job, me->job) == 0;
+    snprintf(why, size, "its process lives");
     if (same_job && h->restart < me->restart) return true;
-    if (strcmp(h->host, me->host) != 0) return false;
-    if (strcmp(h->boot, me->boot) != 0) return true;
-    return process_start(h->pid) != h->pid_start;
+    if (strcmp(h->host, me->host) == 0)
+        return strcmp(h->boot, me->boot) != 0 || process_start(h->pid) != h->pid_start;
+    snprintf(why, size, "it is alive");
+    if (age <= 3 * CKPT_BEAT_SECONDS) return false;
+    return slurm_job_state(h->job, why, size) == JOB_GONE;
 }
 
-static int refuse(const char *path, const struct holder *h) {
-    char job[80], host[160], started[48];
+static int refuse(const char *path, const struct holder *h, int64_t age, const char *why) {
+    char job[80], host[160], started[48], printable[256];
     text_printable(h->job, job, sizeof job);
     text_printable(h->host, host, sizeof host);
     text_printable(h->started, started, sizeof started);
+    text_printable(why, printable, sizeof printable);
     return error_raise(EXIT_NO_PERMISSION,
-                       "%s: another run writes there: job %s on host %s, pid %lld, since %s; if it "
-                       "is surely gone, remove the file",
-                       path, job, host, (long long)h->pid, started);
+                       "%s: another run writes there: job %s on host %s, pid %lld, since %s, last "
+                       "sign of life %lld s ago (%s); if it is surely gone, remove the file",
+                       path, job, host, (long long)h->pid, started, (long long)age, printable);
 }
 
-static int take(const char *path, const struct holder *me) {
-    char *mine = xasprintf("%s.%s", path, me->nonce), *text = holder_text(me);
+/* A lock that is in the way is renamed away if it is stale. `mine` was made just now. */
+static int clear_stale(const char *path, const char *mine, const struct holder *me) {
     struct holder other;
+    bool there;
+    char why[160];
+    TRY(read_holder(path, &other, &there));
+    if (!there) return 0;
+    int64_t age = lock_beat_age(path, mine);
+    if (!stale(&other, me, age, why, sizeof why)) return refuse(path, &other, age, why);
+    char *away = xasprintf("%s.stale-%s", path, me->nonce);
+    if (rename(path, away) == 0) {
+        char job[80], host[160];
+        text_printable(other.job, job, sizeof job);
+        text_printable(other.host, host, sizeof host);
+        log_info("%s of a run that is gone (pid %lld, job %s, host %s) is taken over", path,
+                 (long long)other.pid, job, host);
+    }
+    fault_point("lock.stale");
+    unlink(away);
+    free(away);
+    return 0;
+}
+
+static int take(const char *path, const struct holder *me, struct ckpt_beat **beat) {
+    char *mine = xasprintf("%s.%s", path, me->nonce), *text = holder_text(me);
     fault_point("lock.before");
     int rc = file_write_atomic(mine, text, strlen(text));
     fault_point("lock.in");
+    if (!rc) rc = lock_beat_begin(mine, beat);
     for (int i = 0; !rc; i++) {
         if (link(mine, path) == 0) break;
         if (errno != EEXIST || i == 8) {
             rc = error_raise(exit_code_of_errno(errno), "%s could not be made: %s", path,
                              strerror(errno));
-        } else if (read_holder(path, &other)) {
-            char *away = xasprintf("%s.stale-%s", path, me->nonce);
-            if (!stale(&other, me))
-                rc = refuse(path, &other);
-            else if (rename(path, away) == 0)
-                log_info("%s of a run that is gone (pid %lld) is taken over", path,
-                         (long long)other.pid);
-            fault_point("lock.stale");
-            unlink(away);
-            free(away);
+        } else {
+            rc = clear_stale(path, mine, me);
         }
     }
     fault_point("lock.taken");
@@ -150,27 +175,32 @@ int ckpt_lock(const char *save, const struct grid *grid, struct ckpt_lock *lock)
         lock->path = xasprintf("%s/run.lock", save);
         memcpy(lock->nonce, me.nonce, sizeof lock->nonce);
         rc = dir_make(save);
-        if (!rc) rc = take(lock->path, &me);
+        if (!rc) rc = take(lock->path, &me, &lock->beat);
     }
     rc = ckpt_agree(world, rc);
     if (rc) {
+        lock_beat_end(lock->beat);
         free(lock->path);
-        lock->path = NULL;
+        *lock = (struct ckpt_lock){0};
     }
     return rc;
 }
 
 int ckpt_lock_check(const struct ckpt_lock *lock) {
     struct holder h;
+    bool there;
     if (!lock || !lock->path) return 0;
-    if (!read_holder(lock->path, &h))
+    TRY(read_holder(lock->path, &h, &there));
+    if (!there)
         return error_raise(EXIT_NO_PERMISSION, "%s is gone: somebody else may write there now",
                            lock->path);
-    return strcmp(h.nonce, lock->nonce) == 0 ? 0 : refuse(lock->path, &h);
+    return strcmp(h.nonce, lock->nonce) == 0 ? 0
+                                             : refuse(lock->path, &h, 0, "it took the lock over");
 }
 
 void ckpt_unlock(struct ckpt_lock *lock) {
     fault_point("unlock.before");
+    lock_beat_end(lock->beat);
     if (lock->path && ckpt_lock_check(lock) == 0) unlink(lock->path);
     fault_point("unlock.after");
     free(lock->path);

@@ -13,10 +13,11 @@ static char *trash_name(const char *save, const char *name) {
 }
 
 /* First out of sight by one rename, then removed file by file. */
-int ckpt_discard(const char *save, const char *name) {
-    char *trash = trash_name(save, name), *path = xasprintf("%s/%s", save, name);
+int ckpt_discard(const struct ckpt_settings *s, const char *name) {
+    char *trash = trash_name(s->save, name), *path = xasprintf("%s/%s", s->save, name);
     fault_point("discard.before");
     int rc = folder_remove(trash);
+    if (!rc) rc = ckpt_lock_check(s->lock);
     if (!rc) rc = folder_rename(path, trash);
     fault_point("discard.in");
     if (!rc) rc = folder_remove(trash);
@@ -27,11 +28,13 @@ int ckpt_discard(const char *save, const char *name) {
 }
 
 /* Step 12: advisory, so that a failure is told and no more. */
-static void write_latest(const char *save, int64_t step) {
-    char number[32], *path = xasprintf("%s/%s", save, CKPT_LATEST);
+static void write_latest(const struct ckpt_settings *s, int64_t step) {
+    char number[32], *path = xasprintf("%s/%s", s->save, CKPT_LATEST);
     snprintf(number, sizeof number, "%lld\n", (long long)step);
     fault_point("save.latest.before");
-    if (file_write_atomic(path, number, strlen(number)) != 0) {
+    int rc = ckpt_lock_check(s->lock);
+    if (!rc) rc = file_write_atomic(path, number, strlen(number));
+    if (rc) {
         log_warn("step %lld is saved, but %s does not say so: %s", (long long)step, path,
                  error_text());
         error_clear();
@@ -51,19 +54,21 @@ static int replace_folder(const char *tmp, const char *final, const char *trash)
     return rc;
 }
 
-int ckpt_commit_folder(const char *save, const char *tmp, int64_t step) {
+int ckpt_commit_folder(const struct ckpt_settings *s, const char *tmp, int64_t step) {
+    const char *save = s->save;
     char name[40];
     snprintf(name, sizeof name, "iter_%07lld", (long long)step);
     char *final = xasprintf("%s/%s", save, name), *mark = xasprintf("%s.refused", final);
     char *trash = trash_name(save, name);
     bool again = folder_exists(final);
     fault_point("save.rename.before");
-    int rc = again ? replace_folder(tmp, final, trash) : folder_rename(tmp, final);
+    int rc = ckpt_lock_check(s->lock);
+    if (!rc) rc = again ? replace_folder(tmp, final, trash) : folder_rename(tmp, final);
     fault_point("save.rename.in");
     if (!rc) unlink(mark);
     if (!rc) rc = folder_sync(save);
     fault_point("save.rename.after");
-    if (!rc) write_latest(save, step);
+    if (!rc) write_latest(s, step);
     if (!rc && again && folder_remove(trash) != 0) {
         log_warn("%s stays until the next start: %s", trash, error_text());
         error_clear();
@@ -75,8 +80,8 @@ int ckpt_commit_folder(const char *save, const char *tmp, int64_t step) {
 }
 
 /* A temporary folder whose manifest and files verify was complete: only its name is missing. */
-static int recover_temporary(const char *save, const char *name) {
-    char *path = xasprintf("%s/%s", save, name);
+static int recover_temporary(const struct ckpt_settings *s, const char *name) {
+    char *path = xasprintf("%s/%s", s->save, name);
     struct ckpt_manifest *m = NULL;
     fault_point("recover.tmp.before");
     int rc = ckpt_read_manifest(path, &m);
@@ -86,10 +91,10 @@ static int recover_temporary(const char *save, const char *name) {
     if (rc) {
         error_clear();
         log_warn("%s was not finished when its job died: removed", path);
-        rc = ckpt_discard(save, name);
+        rc = ckpt_discard(s, name);
     } else {
         log_warn("%s was complete but for its name: now iter_%07lld", path, (long long)m->step);
-        rc = ckpt_commit_folder(save, path, m->step);
+        rc = ckpt_commit_folder(s, path, m->step);
     }
     fault_point("recover.tmp.after");
     manifest_free(m);
@@ -113,7 +118,8 @@ static bool left_over(const char *save, const char *name) {
     return old;
 }
 
-int ckpt_recover(const char *save) {
+int ckpt_recover(const struct ckpt_settings *s) {
+    const char *save = s->save;
     struct name_list list;
     int rc = 0;
     fault_point("recover.before");
@@ -128,7 +134,7 @@ int ckpt_recover(const char *save) {
         else if (left_over(save, name))
             unlink(path);
         else if (strncmp(name, "iter_", 5) == 0 && strstr(name, ".tmp-") && folder_exists(path))
-            rc = recover_temporary(save, name);
+            rc = recover_temporary(s, name);
         free(path);
     }
     fault_point("recover.after");
@@ -189,7 +195,7 @@ int ckpt_retain(const struct ckpt_settings *s, int64_t newest) {
     int rc = 0;
     for (int64_t i = 0; !rc && i < list.n; i++) {
         fault_point("retain.in");
-        rc = ckpt_discard(s->save, list.name[i]);
+        rc = ckpt_discard(s, list.name[i]);
     }
     fault_point("retain.after");
     name_list_free(&list);

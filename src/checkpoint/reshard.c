@@ -223,8 +223,7 @@ static int write_all(struct reshard *r) {
     TRY(check_complete(r));
     TRY(folder_sync(r->tmp));
     TRY(ckpt_finish_folder(&r->set, r->tmp, r->m));
-    TRY(ckpt_lock_check(&r->lock));
-    return ckpt_commit_folder(r->set.save, r->tmp, r->m->step);
+    return ckpt_commit_folder(&r->set, r->tmp, r->m->step);
 }
 
 static void release(struct reshard *r, int rc) {
@@ -250,6 +249,7 @@ int ckpt_reshard(const char *dir, const char *save, const struct ckpt_target *ta
     r.set.save = save;
     r.slice = xmalloc((size_t)CKPT_SLICE);
     if (!rc) rc = ckpt_lock(save, r.world, &r.lock);
+    if (!rc) r.set.lock = &r.lock;
     if (!rc) {
         const struct ckpt_manifest *m = r.from.m;
         r.tool = xasprintf("strata checkpoint reshard: %s, of TP %lld PP %lld DP %lld, written "

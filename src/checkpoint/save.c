@@ -256,8 +256,7 @@ int phase_vote(struct save *s, int rc) {
 int phase_commit(struct save *s) {
     TRY(ckpt_finish_folder(s->set, s->tmp, s->m));
     fault_point("save.manifest.after");
-    int rc = ckpt_lock_check(s->set->lock);
-    if (!rc) rc = ckpt_commit_folder(s->set->save, s->tmp, s->m->step);
+    int rc = ckpt_commit_folder(s->set, s->tmp, s->m->step);
     if (rc || ckpt_retain(s->set, s->m->step) == 0) return rc;
     log_warn("retention after step %lld: %s", (long long)s->m->step, error_text());
     error_clear();

@@ -113,14 +113,16 @@ int ckpt_verify(const char *where, bool strict, bool clear, FILE *to) {
 }
 
 /* ---- prune ------------------------------------------------------------------------------------------------------ */
-static int remove_listed(const char *save, const struct name_list *list, bool dry_run, FILE *to) {
+static int remove_listed(const struct ckpt_settings *set, const struct name_list *list,
+                         bool dry_run, FILE *to) {
     int rc = 0;
     for (int64_t i = 0; !rc && i < list->n; i++) {
-        if (!dry_run) rc = ckpt_discard(save, list->name[i]);
+        if (!dry_run) rc = ckpt_discard(set, list->name[i]);
         if (!rc)
-            fprintf(to, "%s%s/%s\n", dry_run ? "would remove " : "removed ", save, list->name[i]);
+            fprintf(to, "%s%s/%s\n", dry_run ? "would remove " : "removed ", set->save,
+                    list->name[i]);
     }
-    if (list->n == 0) fprintf(to, "nothing to remove in %s\n", save);
+    if (list->n == 0) fprintf(to, "nothing to remove in %s\n", set->save);
     return rc;
 }
 
@@ -136,8 +138,9 @@ int ckpt_prune(const char *save, int64_t keep, int64_t every, bool dry_run, FILE
     struct grid *world = grid_create_measuring(1, 1, 1, false, 0, 0, 0);
     int rc = ckpt_lock(save, world, &lock);
     if (!rc) {
+        set.lock = &lock;
         rc = ckpt_retain_list(&set, INT64_MAX, true, &list);
-        if (!rc) rc = remove_listed(save, &list, dry_run, to);
+        if (!rc) rc = remove_listed(&set, &list, dry_run, to);
         name_list_free(&list);
         ckpt_unlock(&lock);
     }

@@ -165,6 +165,39 @@ static void beginning_fails(void) {
     verdict(grid, good, "a beginning that fails leaves nothing pending");
 }
 
+/* Another run takes the lock over while this one writes: nothing gets a name any more. */
+static void a_lost_lock_stops_the_commit(void) {
+    struct ckpt_settings s = settings_in(path_in(0, "fenced"));
+    struct ckpt_lock lock;
+    struct model m;
+    struct ckpt_pending *p = NULL;
+    int rc = -1;
+    build(&m, 3, false);
+    bool good = ckpt_lock(s.save, grid, &lock) == 0;
+    s.lock = &lock;
+    good = ckpt_save(&s, &m.state) == 0 && good;
+    m.state.at.step = 4;
+    size_t bytes = ckpt_snapshot_bytes(&m.state, true);
+    char *host = xmalloc(bytes);
+    good = ckpt_save_begin(&s, &m.state, host, bytes, &p) == 0 && good;
+    char *taken = xasprintf("%s/run.lock", s.save);
+    if (comm_world_rank() == 0) CHECK(file_write_atomic(taken, "nonce ff\n", 9) == 0, "%s", taken);
+    comm_barrier(world());
+    if (p != NULL) finish(p, &rc);
+    good = rc == EXIT_NO_PERMISSION && strstr(error_text(), "another run writes there") && good;
+    error_clear();
+    char *gone = xasprintf("%s/iter_0000004", s.save);
+    good = access(gone, F_OK) != 0 && good;
+    ckpt_unlock(&lock); /* not ours: it stays */
+    error_clear();
+    good = access(taken, F_OK) == 0 && good;
+    free(gone);
+    free(taken);
+    free(host);
+    model_free(&m);
+    verdict(grid, good, "a lock that is lost while writing stops the commit");
+}
+
 int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
     int n = comm_world_size(), tp = n == 4 ? 2 : 1, pp = n > 1 ? 2 : 1;
@@ -179,6 +212,7 @@ int main(int argc, char **argv) {
     the_plan_knows_the_copy();
     a_failure_is_agreed_on();
     beginning_fails();
+    a_lost_lock_stops_the_commit();
     comm_barrier(world());
     if (comm_world_rank() == 0 && test_failures == 0) remove_folder(folder);
     backend_destroy(be);

@@ -78,8 +78,9 @@ struct ckpt_state {
     struct backend *be;
     const struct state_piece *piece; /* optimizer state of this rank */
     int64_t n_pieces;
-    /* Saving only, on one rank: where weights come from instead of set's memory, elements
-     * [first, first+count) of a whole tensor, so that only one tensor is ever held. NULL: memory. */
+    /* Saving only, on data-parallel ranks: where weights come from instead of set's memory, elements
+     * [first, first+count) of a whole tensor, so that a rank holds one tensor or a share of it.
+     * NULL: memory. */
     int (*fetch)(void *arg, int param, int64_t first, int64_t count, float *out);
     void *fetch_arg;
     bool sharded_optimizer; /* pieces differ over DP; false: every DP rank has all of them */

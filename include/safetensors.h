@@ -82,6 +82,17 @@ int safetensors_write(struct safetensors_writer *w, int64_t tensor, int64_t firs
 /* fsync, rename, index. Frees w in any case; rc: an earlier error, then the files are removed. */
 int safetensors_finish(int rc, struct safetensors_writer *w, struct safetensors_rounding *rounding);
 
+/* Several processes write one folder: one creates, the others join it with the same declarations and
+ * the creator's number; each writes its ranges and flushes. Once all have, the creator finishes and
+ * the others leave (they free w; the files and their end are the creator's). */
+int64_t safetensors_creator(const struct safetensors_writer *w);
+int safetensors_join(const char *folder, const char *stem, const char *format,
+                     const struct safetensor *tensor, int64_t n, int64_t max_file_bytes,
+                     int64_t creator, struct safetensors_writer **out);
+/* fsync of what this process wrote; nothing is written afterwards. */
+int safetensors_flush(struct safetensors_writer *w);
+void safetensors_leave(struct safetensors_writer *w, struct safetensors_rounding *rounding);
+
 /* ---- conversions ------------------------------------------------------------------------------ */
 void safetensors_to_float(enum safetensors_dtype from, const void *in, int64_t n, float *out);
 void safetensors_from_float(const float *in, int64_t n, enum safetensors_dtype to, void *out,

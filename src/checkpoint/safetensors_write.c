@@ -12,13 +12,14 @@
 struct out_file {
     char *name, *tmp; /* whole paths but for name */
     int fd;
-    int64_t bytes; /* of its tensors */
+    bool written, named; /* by this process: bytes, its final name */
+    int64_t bytes;       /* of its tensors */
 };
 struct safetensors_writer {
     char *folder, *stem;
     const char *format;
     struct safetensor *tensor; /* in the order of the caller; begin: from the start of the file */
-    int64_t n, total;
+    int64_t n, total, creator;
     struct out_file *file;
     int n_files;
     struct safetensors_rounding rounding;
@@ -60,7 +61,7 @@ static void deal_files(struct safetensors_writer *w, int64_t max_file_bytes) {
         f->name = w->n_files == 1
                       ? xasprintf("%s" ST_SUFFIX, w->stem)
                       : xasprintf("%s-%05d-of-%05d" ST_SUFFIX, w->stem, i + 1, w->n_files);
-        f->tmp = xasprintf("%s/.%s.tmp-%ld", w->folder, f->name, (long)getpid());
+        f->tmp = xasprintf("%s/.%s.tmp-%lld", w->folder, f->name, (long long)w->creator);
     }
 }
 
@@ -123,8 +124,9 @@ static char *make_header(struct safetensors_writer *w, int k, size_t *bytes) {
 }
 
 /* ---- bytes ------------------------------------------------------------------------------------------------ */
-static int write_at(const struct out_file *f, const void *from, size_t bytes, int64_t at) {
+static int write_at(struct out_file *f, const void *from, size_t bytes, int64_t at) {
     const char *p = from;
+    f->written = true;
     while (bytes > 0) {
         ssize_t put = pwrite(f->fd, p, bytes, at);
         if (put < 0 && errno == EINTR) continue;
@@ -137,40 +139,67 @@ static int write_at(const struct out_file *f, const void *from, size_t bytes, in
     return 0;
 }
 
-static int begin_file(struct safetensors_writer *w, int k) {
+/* Every process makes the header, for the places; the creator writes it. */
+static int begin_file(struct safetensors_writer *w, int k, bool create) {
     struct out_file *f = &w->file[k];
     size_t bytes;
-    f->fd = open(f->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    f->fd = open(f->tmp, O_RDWR | O_CLOEXEC | (create ? O_CREAT | O_EXCL : 0), 0666);
     if (f->fd < 0)
-        return error_raise(exit_code_of_errno(errno), "%s cannot be created: %s", f->tmp,
-                           strerror(errno));
+        return error_raise(exit_code_of_errno(errno), "%s cannot be %s: %s", f->tmp,
+                           create ? "created" : "opened by another rank", strerror(errno));
     char *header = make_header(w, k, &bytes);
-    int rc = write_at(f, header, bytes, 0);
+    int rc = create ? write_at(f, header, bytes, 0) : 0;
     free(header);
-    if (!rc && ftruncate(f->fd, (off_t)((int64_t)bytes + f->bytes)) != 0)
+    if (create && !rc && ftruncate(f->fd, (off_t)((int64_t)bytes + f->bytes)) != 0)
         rc = error_raise(EXIT_IO, "%s cannot have %lld bytes: %s", f->tmp,
                          (long long)((int64_t)bytes + f->bytes), strerror(errno));
     return rc;
 }
 
-int safetensors_create(const char *folder, const char *stem, const char *format,
-                       const struct safetensor *tensor, int64_t n, int64_t max_file_bytes,
-                       struct safetensors_writer **out) {
+static struct safetensors_writer *writer_declare(const char *folder, const char *stem,
+                                                 const char *format,
+                                                 const struct safetensor *tensor, int64_t n,
+                                                 int64_t max_file_bytes, int64_t creator) {
     struct safetensors_writer *w = xcalloc(1, sizeof *w);
     w->folder = xstrdup(folder);
     w->stem = xstrdup(stem);
     w->format = format;
     w->n = n;
+    w->creator = creator;
     w->tensor = xcalloc((size_t)n + 1, sizeof *w->tensor);
     for (int64_t i = 0; i < n; i++) {
         w->tensor[i] = tensor[i];
         w->tensor[i].name = xstrdup(tensor[i].name);
     }
     deal_files(w, max_file_bytes);
+    return w;
+}
+
+int safetensors_create(const char *folder, const char *stem, const char *format,
+                       const struct safetensor *tensor, int64_t n, int64_t max_file_bytes,
+                       struct safetensors_writer **out) {
+    struct safetensors_writer *w =
+        writer_declare(folder, stem, format, tensor, n, max_file_bytes, getpid());
     int rc = 0;
-    for (int k = 0; !rc && k < w->n_files; k++) rc = begin_file(w, k);
+    for (int k = 0; !rc && k < w->n_files; k++) rc = begin_file(w, k, true);
     *out = rc ? NULL : w;
     return rc ? safetensors_finish(rc, w, NULL) : 0;
+}
+
+int64_t safetensors_creator(const struct safetensors_writer *w) {
+    return w->creator;
+}
+
+int safetensors_join(const char *folder, const char *stem, const char *format,
+                     const struct safetensor *tensor, int64_t n, int64_t max_file_bytes,
+                     int64_t creator, struct safetensors_writer **out) {
+    struct safetensors_writer *w =
+        writer_declare(folder, stem, format, tensor, n, max_file_bytes, creator);
+    int rc = 0;
+    for (int k = 0; !rc && k < w->n_files; k++) rc = begin_file(w, k, false);
+    *out = rc ? NULL : w;
+    if (rc) writer_free(w);
+    return rc;
 }
 
 #define WRITE_CHUNK 65536
@@ -194,15 +223,34 @@ int safetensors_write(struct safetensors_writer *w, int64_t tensor, int64_t firs
 }
 
 /* ---- the end ------------------------------------------------------------------------------------------------ */
+int safetensors_flush(struct safetensors_writer *w) {
+    for (int k = 0; k < w->n_files; k++) {
+        struct out_file *f = &w->file[k];
+        bool good = f->fd < 0 || !f->written || fsync(f->fd) == 0;
+        int fd = f->fd;
+        f->fd = -1;
+        if (!good || (fd >= 0 && close(fd) != 0))
+            return error_raise(EXIT_IO, "%s cannot be written: %s", f->tmp, strerror(errno));
+    }
+    return 0;
+}
+
+void safetensors_leave(struct safetensors_writer *w, struct safetensors_rounding *rounding) {
+    *rounding = w->rounding;
+    writer_free(w);
+}
+
+static char *final_path(const struct safetensors_writer *w, const struct out_file *f) {
+    return xasprintf("%s/%s", w->folder, f->name);
+}
+
 static int commit_file(const struct safetensors_writer *w, struct out_file *f) {
-    char *path = xasprintf("%s/%s", w->folder, f->name);
+    char *path = final_path(w, f);
     int rc = 0;
-    if (fsync(f->fd) != 0 || close(f->fd) != 0)
-        rc = error_raise(EXIT_IO, "%s cannot be written: %s", f->tmp, strerror(errno));
-    f->fd = -1;
-    if (!rc && rename(f->tmp, path) != 0)
+    if (rename(f->tmp, path) != 0)
         rc = error_raise(EXIT_CANT_CREATE, "%s cannot be renamed to %s: %s", f->tmp, path,
                          strerror(errno));
+    f->named = !rc;
     free(path);
     return rc;
 }
@@ -223,12 +271,19 @@ static int write_index(const struct safetensors_writer *w) {
     return rc;
 }
 
+static void remove_file(const struct safetensors_writer *w, const struct out_file *f) {
+    char *path = final_path(w, f);
+    unlink(f->named ? path : f->tmp);
+    free(path);
+}
+
 int safetensors_finish(int rc, struct safetensors_writer *w,
                        struct safetensors_rounding *rounding) {
+    if (!rc) rc = safetensors_flush(w);
     for (int k = 0; !rc && k < w->n_files; k++) rc = commit_file(w, &w->file[k]);
     if (!rc && w->n_files > 1) rc = write_index(w);
     if (!rc) rc = folder_sync(w->folder);
-    for (int k = 0; rc && k < w->n_files; k++) unlink(w->file[k].tmp);
+    for (int k = 0; rc && k < w->n_files; k++) remove_file(w, &w->file[k]);
     if (rounding != NULL) *rounding = w->rounding;
     writer_free(w);
     return rc;

@@ -133,12 +133,15 @@ int phase_begin(struct save *s, const struct ckpt_settings *settings,
 }
 
 /* ---- steps 3 to 8: one writer -------------------------------------------------------------------------- */
+/* A part is whole rows of one tensor: several ranks share a large one along axis 0 only. */
 static int fetch_part(const struct save *s, const struct part *p, void *host) {
     const struct ckpt_state *st = s->st;
-    int64_t n = param_global_count(&st->set->param[p->param]);
-    CHECK(s->m->writers == 1 && box_volume(&p->box) == n && p->dtype == DTYPE_F32,
-          "fetched weights are whole tensors of fp32 on one rank");
-    return st->fetch(st->fetch_arg, p->param, 0, n, host);
+    const struct param *param = &st->set->param[p->param];
+    int64_t row = param_global_count(param) / param->shape[0];
+    CHECK(s->m->tp == 1 && s->m->pp == 1 && p->dtype == DTYPE_F32 &&
+              box_volume(&p->box) == p->box.count[0] * row,
+          "fetched weights are whole rows of fp32, on data-parallel ranks");
+    return st->fetch(st->fetch_arg, p->param, p->box.offset[0] * row, p->box.count[0] * row, host);
 }
 
 static int copy_part(const struct save *s, const struct part *p, char *host) {

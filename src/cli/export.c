@@ -1,6 +1,5 @@
-/* strata export: a checkpoint of any layout -> a folder that transformers loads. One slice of one
- * tensor is in memory at a time. */
-#include <math.h>
+/* strata export: a checkpoint of any layout -> a folder that transformers loads. Every rank writes its
+ * share of the bytes, and holds one slice of one tensor at a time. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,8 +22,6 @@ struct export {
     struct safetensor *tensor;  /* to write, in the order of the layers */
     const struct param **param; /* of each; NULL: a bias of zeros */
     int64_t n;
-    struct ckpt_reader *reader;
-    struct safetensors_writer *writer;
 };
 
 /* ---- command line ------------------------------------------------------------------------------------ */
@@ -269,60 +266,10 @@ static void list_tensors(struct export *x) {
     }
 }
 
-/* ---- values --------------------------------------------------------------------------------------------------------- */
-/* Rows behind the vocabulary that was trained are its mean row: deterministic, and unlikely. */
-static int add_rows(struct export *x, int64_t i, int64_t have, int64_t cols, const double *sum) {
-    float *row = xmalloc((size_t)cols * sizeof *row);
-    int rc = 0;
-    for (int64_t c = 0; c < cols; c++) row[c] = (float)(sum[c] / (double)have);
-    for (int64_t r = have; !rc && r < x->tensor[i].shape[0]; r++)
-        rc = safetensors_write(x->writer, i, r * cols, cols, row);
-    free(row);
-    return rc;
-}
-
-static int copy_tensor(struct export *x, int64_t i) {
-    const struct param *p = x->param[i];
-    int64_t have = p != NULL ? p->shape[0] : x->tensor[i].shape[0];
-    int64_t cols = safetensor_count(&x->tensor[i]) / x->tensor[i].shape[0];
-    int64_t step = HF_SLICE / cols > 0 ? HF_SLICE / cols : 1;
-    if (step > have) step = have;
-    float *rows = xcalloc((size_t)(step * cols), sizeof *rows);
-    double *sum = xcalloc((size_t)cols, sizeof *sum);
-    int rc = 0;
-    for (int64_t at = 0; !rc && at < have; at += step) {
-        int64_t n = have - at < step ? have - at : step;
-        if (p != NULL) rc = ckpt_reader_rows(x->reader, p, at, n, rows);
-        for (int64_t k = 0; !rc && x->tensor[i].shape[0] > have && k < n * cols; k++)
-            sum[k % cols] += (double)rows[k];
-        if (!rc) rc = safetensors_write(x->writer, i, at * cols, n * cols, rows);
-    }
-    if (!rc && x->tensor[i].shape[0] > have) rc = add_rows(x, i, have, cols, sum);
-    free(rows);
-    free(sum);
-    return rc;
-}
-
-static int write_tensors(struct export *x) {
-    struct safetensors_rounding rounding = {0};
-    TRY(ckpt_reader_open(&x->settings, &x->found, &x->reader));
-    int rc = safetensors_create(x->o.to, x->o.projector_only ? "mm_projector" : "model", "pt",
-                                x->tensor, x->n, x->o.max_bytes, &x->writer);
-    for (int64_t i = 0; !rc && i < x->n; i++) rc = copy_tensor(x, i);
-    if (x->writer != NULL) rc = safetensors_finish(rc, x->writer, &rounding);
-    if (!rc && rounding.clamped + rounding.flushed > 0)
-        log_warn("fp16 cannot hold %lld values (written as 65504) and %lld (written as 0): --dtype "
-                 "bf16 or fp32 can",
-                 (long long)rounding.clamped, (long long)rounding.flushed);
-    return ckpt_reader_close(rc, x->reader);
-}
-
+/* ---- the whole ------------------------------------------------------------------------------------------------------- */
 /* The configuration last: a folder without one is not taken for a whole one. */
-static int write_all(struct export *x) {
+static int write_companions(struct export *x) {
     int n = 0;
-    TRY(hf_make_folder(x->o.to, x->o.projector_only ? "mm_projector.safetensors" : "config.json"));
-    list_tensors(x);
-    TRY(write_tensors(x));
     if (!x->o.projector_only && x->o.tokenizer != NULL)
         TRY(hf_copy_tokenizer(x->o.tokenizer, x->o.to, &n));
     if (!x->o.projector_only) TRY(hf_write_configs(&x->o, x->model.cfg));
@@ -331,8 +278,20 @@ static int write_all(struct export *x) {
     return 0;
 }
 
+static int write_all(struct export *x, const struct group *world) {
+    bool first = group_rank(world) == 0;
+    const char *taken = x->o.projector_only ? "mm_projector.safetensors" : "config.json";
+    TRY(comm_vote(world, first ? hf_make_folder(x->o.to, taken) : 0));
+    list_tensors(x);
+    struct hf_tensors t = {x->tensor, x->param, x->n};
+    TRY(hf_write_tensors(&x->o, world, &x->settings, &x->found, &t));
+    return comm_vote(world, first ? write_companions(x) : 0);
+}
+
 static int export_found(struct export *x) {
-    struct grid *grid = grid_create_measuring(1, 1, 1, false, 0, 0, 0); /* one rank, no MPI */
+    struct grid *grid;
+    TRY(hf_grid_create(&grid));
+    const struct group *world = grid_group(grid, GROUP_WORLD);
     x->settings = (struct ckpt_settings){.load = x->o.from,
                                          .resume = CKPT_RESUME_MUST,
                                          .finetune = true,
@@ -343,7 +302,8 @@ static int export_found(struct export *x) {
     if (!rc) rc = check_projector(x);
     if (!rc) rc = read_tokenizer(x);
     if (!rc) rc = check_ids(x);
-    if (!rc) rc = write_all(x);
+    rc = comm_vote(world, rc);
+    if (!rc) rc = write_all(x, world);
     grid_destroy(grid);
     return rc;
 }
@@ -360,10 +320,14 @@ static void export_free(struct export *x) {
     free(x->job);
 }
 
-int cli_export(int argc, char **argv) {
+static int export(int argc, char **argv) {
     struct export x = {0};
     TRY(take_arguments(&x.o, argc, argv));
     int rc = export_found(&x);
     export_free(&x);
     return rc;
+}
+
+int cli_export(int argc, char **argv) {
+    return cli_under_mpi(export, argc, argv);
 }

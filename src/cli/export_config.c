@@ -191,9 +191,10 @@ static struct json *generation_config(const struct hf_export *e) {
     return o;
 }
 
+/* config.json last: a folder without it is not taken for a whole one. */
 int hf_write_configs(const struct hf_export *e, const struct config *cfg) {
-    TRY(write_json(e, "config.json", e->original ? original_config(e, cfg) : hf_config(e, cfg)));
     TRY(write_json(e, "preprocessor_config.json", preprocessor_config(cfg)));
     TRY(write_json(e, "generation_config.json", generation_config(e)));
-    return e->original ? 0 : write_json(e, "processor_config.json", processor_config(cfg));
+    if (!e->original) TRY(write_json(e, "processor_config.json", processor_config(cfg)));
+    return write_json(e, "config.json", e->original ? original_config(e, cfg) : hf_config(e, cfg));
 }

@@ -18,7 +18,7 @@ static int open_text(const char *folder, char **path) {
         if (fd >= 0) *path = xasprintf("/proc/self/fd/%d", fd);
         return fd;
     }
-    *path = xasprintf("%s/.job-%ld.ini", folder, (long)getpid());
+    *path = xasprintf("%s/.job-%ld-%d.ini", folder, (long)getpid(), comm_world_rank());
     return open(*path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
 }
 
@@ -56,6 +56,12 @@ void hf_model_free(struct hf_model *m) {
     stack_free(&m->stack);
     config_free(m->cfg);
     memset(m, 0, sizeof *m);
+}
+
+#define HF_WAIT_MINUTES 1440
+
+int hf_grid_create(struct grid **grid) {
+    return grid_create(1, 1, false, HF_WAIT_MINUTES, grid);
 }
 
 int hf_copy_file(const char *from_folder, const char *name, const char *to_folder,

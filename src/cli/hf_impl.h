@@ -32,6 +32,10 @@ int hf_make_folder(const char *path, const char *taken);
 /* One word behind an option: "--step" "5". */
 int hf_option_value(int argc, char **argv, int *i, const char **value);
 
+/* Collective over the world: all ranks as copies of one model. Waits are long, since a rank may write
+ * for hours while another has nothing left to do. */
+int hf_grid_create(struct grid **grid);
+
 /* ---- export ------------------------------------------------------------------------------------- */
 struct hf_export {
     const char *from, *to, *tokenizer; /* tokenizer: folder of its files */
@@ -41,6 +45,17 @@ struct hf_export {
     int64_t pad, bos, eos; /* ids, -1: none */
     char text_model[32];
 };
+struct hf_tensors {
+    const struct safetensor *tensor;
+    const struct param *const *param; /* of each; NULL: zeros */
+    int64_t n;
+};
+/* Collective over the world. The tensor files of a folder: header and index by rank 0, the values by
+ * all ranks, each its share of the bytes. On an error nothing is left, and the rank that met it has
+ * recorded the sentence: EXIT_IO, EXIT_CANT_CREATE, or those of ckpt_reader_rows. */
+int hf_write_tensors(const struct hf_export *e, const struct group *world,
+                     const struct ckpt_settings *settings, const struct ckpt_found *found,
+                     const struct hf_tensors *tensors);
 /* config.json and its companions for a model that is written in scheme A (or original). */
 int hf_write_configs(const struct hf_export *e, const struct config *cfg);
 

@@ -1,4 +1,5 @@
-/* strata import: foreign weights -> a checkpoint of strata, a job file, the tokenizer. */
+/* strata import: foreign weights -> a checkpoint of strata, a job file, the tokenizer. Every rank reads
+ * and writes its share of the weights; rank 0 does the rest. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,6 +24,8 @@ struct import {
     char *job;
     struct hf_model model;
     struct hf_map map;
+    struct grid *grid;
+    bool first_rank;
     float *projector; /* first values of a fresh one, tensor after tensor */
 };
 enum { LANGUAGE, VISION, PROJECTOR };
@@ -294,12 +297,11 @@ static int save(struct import *m) {
     struct backend *be = NULL;
     char run_uuid[37] = "", split[16];
     TRY(backend_create_cpu(DTYPE_F32, 1, 1, &be));
-    struct grid *grid = grid_create_measuring(1, 1, 1, false, 0, 0, 0); /* one rank, no MPI */
     config_each(m->model.cfg, add_key, &keys);
     snprintf(split, sizeof split, "%d", m->model.stack.n_layers);
     struct ckpt_settings settings = {
         .save = m->to, .ckpt_step = -1, .most_recent_k = -1, .no_save_optim = true, .index = true};
-    struct ckpt_state state = {.grid = grid,
+    struct ckpt_state state = {.grid = m->grid,
                                .set = &m->model.stage.params,
                                .be = be,
                                .fetch = fetch,
@@ -316,7 +318,6 @@ static int save(struct import *m) {
     int rc = ckpt_save(&settings, &state);
     for (int64_t i = 0; i < keys.n; i++) free((void *)(uintptr_t)keys.key[i].value);
     free(keys.key);
-    grid_destroy(grid);
     backend_destroy(be);
     return rc;
 }
@@ -338,13 +339,18 @@ static int copy_companions(const struct import *m) {
 
 static int write_all(struct import *m) {
     if (m->fresh) TRY(make_projector(m));
+    TRY(save(m));
+    if (!m->first_rank) return 0;
     char *path = xasprintf("%s/job.ini", m->to);
-    int rc = save(m);
-    if (!rc) rc = copy_companions(m);
+    int rc = copy_companions(m);
     if (!rc) rc = file_write_atomic(path, m->job, strlen(m->job));
     if (!rc) printf("written: %s/iter_0000000 and %s\n", m->to, path);
     free(path);
     return rc;
+}
+
+static int make_folder(const struct import *m) {
+    return m->first_rank ? hf_make_folder(m->to, "iter_0000000") : 0;
 }
 
 static int import_model(struct import *m, int argc, char **argv) {
@@ -356,19 +362,24 @@ static int import_model(struct import *m, int argc, char **argv) {
     TRY(read_keys(m));
     add_recipe(&m->keys);
     m->job = job_text(m);
-    if (!m->dry_run) TRY(hf_make_folder(m->to, "iter_0000000"));
+    TRY(hf_grid_create(&m->grid));
+    m->first_rank = comm_world_rank() == 0;
+    if (!m->dry_run) TRY(comm_vote(grid_group(m->grid, GROUP_WORLD), make_folder(m)));
     TRY(hf_model_build(m->from[LANGUAGE], m->dry_run ? NULL : m->to, m->job, &m->model));
     TRY(match(m));
-    report(m);
-    if (m->job_file != NULL) TRY(file_write_atomic(m->job_file, m->job, strlen(m->job)));
-    if (!m->dry_run) return write_all(m);
-    printf("dry run: nothing %swas written\n", m->job_file != NULL ? "but the job file " : "");
+    if (m->first_rank) report(m);
+    if (m->job_file != NULL && m->first_rank)
+        TRY(file_write_atomic(m->job_file, m->job, strlen(m->job)));
+    if (!m->dry_run) return comm_vote(grid_group(m->grid, GROUP_WORLD), write_all(m));
+    if (m->first_rank)
+        printf("dry run: nothing %swas written\n", m->job_file != NULL ? "but the job file " : "");
     return 0;
 }
 
-int cli_import(int argc, char **argv) {
+static int import(int argc, char **argv) {
     struct import m = {0};
     int rc = import_model(&m, argc, argv);
+    grid_destroy(m.grid);
     hf_map_free(&m.map);
     hf_model_free(&m.model);
     for (int i = 0; i < m.n_sources; i++) safetensors_close(m.source[i].files);
@@ -376,4 +387,8 @@ int cli_import(int argc, char **argv) {
     free(m.job);
     free(m.override);
     return rc;
+}
+
+int cli_import(int argc, char **argv) {
+    return cli_under_mpi(import, argc, argv);
 }

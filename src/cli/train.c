@@ -22,10 +22,21 @@ static int load_and_train(int argc, char **argv) {
     return rc;
 }
 
+/* Nobody waits for a rank alone: it ends without MPI_Abort, which would print more than the error. */
+static void fail_alone(int rc) {
+    int code = error_count() > 0 ? error_code() : rc;
+    fflush(stdout);
+    error_print(stderr);
+    comm_finalize();
+    fflush(NULL);
+    _exit(code); /* after an error memory is left */
+}
+
 /* An error that several ranks meet is printed by the lowest of them: it ends the job before the
  * others have waited out their turn. A rank without a message of its own waits for the one that
  * has. */
 static void fail(int rc) {
+    if (comm_world_size() == 1) fail_alone(rc);
     int rank = comm_world_rank();
     double turn = error_count() == 0 ? 30.0 : rank == 0 ? 0.0 : 0.5 + 0.02 * rank;
     struct timespec t = {(time_t)turn, (long)((turn - (double)(time_t)turn) * 1e9)};

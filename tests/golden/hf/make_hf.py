@@ -5,7 +5,7 @@
 
 values/NAME/   a tiny LlavaForConditionalGeneration with random weights: config.json and
                model.safetensors (fp32, names of llava-hf); expected.safetensors (ids, labels, pixels,
-               logits, losses, greedily generated ids) and gradients.safetensors (of every
+               logits, losses, greedily generated ids and their logits) and gradients.safetensors (of every
                weight), computed in fp64 by transformers from exactly these weights.
 names/SCHEME/  one still smaller model under every naming scheme and in several types. Its values are
                exact in fp16 and bf16, so that all of them are the same model.
@@ -110,7 +110,8 @@ def samples(prompts, n_image_tokens, seed):
 
 
 def greedy(model, ids, labels, args):
-    """What transformers' generate() appends to the prompt (the ids before the answer)."""
+    """What transformers' generate() appends to the prompt (the ids before the answer), and the logits
+    that each of these ids was chosen by, made with its key/value cache."""
     prompt = torch.tensor([ids[:next(i for i, l in enumerate(labels) if l >= 0)]])
     model.generation_config.eos_token_id = None
     out = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
@@ -119,7 +120,7 @@ def greedy(model, ids, labels, args):
     for z in out.logits:  # no tie: the choice does not hang on rounding
         best = z[0].topk(2).values
         assert best[0] - best[1] > 1e-3, best
-    return out.sequences[0, prompt.shape[1]:]
+    return out.sequences[0, prompt.shape[1]:], torch.cat(out.logits)
 
 
 def make_values(number, name, text_class, base, layer, select, prompts):
@@ -163,7 +164,8 @@ def make_values(number, name, text_class, base, layer, select, prompts):
                "images": torch.tensor([r[2] for r in rows]),
                "pixels": pixels,
                "logits": torch.cat(logits).float().contiguous(),
-               "greedy": torch.stack(tokens).contiguous(),
+               "greedy": torch.stack([t for t, _ in tokens]).contiguous(),
+               "greedy_logits": torch.stack([z for _, z in tokens]).float().contiguous(),
                "loss_sums": torch.stack(losses).double(),
                "loss": total.detach().double().reshape(1)},
               os.path.join(path, "expected.safetensors"))

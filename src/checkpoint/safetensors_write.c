@@ -22,6 +22,7 @@ struct safetensors_writer {
     int64_t n, total, creator;
     struct out_file *file;
     int n_files;
+    bool indexed; /* by this process */
     struct safetensors_rounding rounding;
 };
 
@@ -255,15 +256,19 @@ static int commit_file(const struct safetensors_writer *w, struct out_file *f) {
     return rc;
 }
 
-static int write_index(const struct safetensors_writer *w) {
+static char *index_path(const struct safetensors_writer *w) {
+    return xasprintf("%s/%s" ST_SUFFIX ".index.json", w->folder, w->stem);
+}
+
+static int write_index(struct safetensors_writer *w) {
     struct json *root = json_new_object(), *meta = json_new_object(), *map = json_new_object();
     json_set(meta, "total_size", json_new_integer(w->total));
     for (int64_t i = 0; i < w->n; i++)
         json_set(map, w->tensor[i].name, json_new_string(w->file[w->tensor[i].file].name));
     json_set(root, "metadata", meta);
     json_set(root, "weight_map", map);
-    char *text = json_text(root, 2),
-         *path = xasprintf("%s/%s" ST_SUFFIX ".index.json", w->folder, w->stem);
+    char *text = json_text(root, 2), *path = index_path(w);
+    w->indexed = true;
     int rc = file_write_atomic(path, text, strlen(text));
     json_free(root);
     free(text);
@@ -271,10 +276,15 @@ static int write_index(const struct safetensors_writer *w) {
     return rc;
 }
 
-static void remove_file(const struct safetensors_writer *w, const struct out_file *f) {
-    char *path = final_path(w, f);
-    unlink(f->named ? path : f->tmp);
+static void remove_all(const struct safetensors_writer *w) {
+    char *path = index_path(w);
+    if (w->indexed) unlink(path);
     free(path);
+    for (int k = 0; k < w->n_files; k++) {
+        path = final_path(w, &w->file[k]);
+        unlink(w->file[k].named ? path : w->file[k].tmp);
+        free(path);
+    }
 }
 
 int safetensors_finish(int rc, struct safetensors_writer *w,
@@ -283,7 +293,7 @@ int safetensors_finish(int rc, struct safetensors_writer *w,
     for (int k = 0; !rc && k < w->n_files; k++) rc = commit_file(w, &w->file[k]);
     if (!rc && w->n_files > 1) rc = write_index(w);
     if (!rc) rc = folder_sync(w->folder);
-    for (int k = 0; rc && k < w->n_files; k++) remove_file(w, &w->file[k]);
+    if (rc) remove_all(w);
     if (rounding != NULL) *rounding = w->rounding;
     writer_free(w);
     return rc;

@@ -70,7 +70,7 @@ done
 echo "# calls of the ranks: ${n[*]}"
 # Without config.json nothing takes the folder for a model; with it, it is the whole one.
 left() { [ ! -e "$out_dir/config.json" ] || diff -r "$out_dir" "$tmp/wanted"; }
-told() { [ "$(grep -cE '^error: .*(cannot be|could not)' "$tmp/log")" -ge 1 ]; }
+told() { [ "$(grep -cE '^error: .*(cannot be|failed)' "$tmp/log")" -ge 1 ]; }
 again() {
     go -- && [ $code = 0 ] && rm -f "$out_dir"/.*tmp* "$out_dir"/*.tmp.* && diff -r "$out_dir" "$tmp/wanted"
 }

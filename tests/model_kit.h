@@ -54,6 +54,14 @@ static inline struct config kit_config(void) {
     return c;
 }
 
+/* Images may be maps of tiles: see kit_map. */
+static inline void kit_anyres(struct config *c) {
+    static int64_t list[] = {12, 16, 24, 8, 24, 16};
+    c->data.image_aspect_ratio = IMAGE_ASPECT_ANYRES;
+    c->data.image_grid_pinpoints = (struct config_list){6, list};
+    c->language.decoder_seq_length = 64;
+}
+
 static inline struct stack kit_stack(const struct config *c) {
     struct stack s;
     if (stack_build(c, &s) != 0) error_exit();
@@ -66,19 +74,27 @@ static inline struct stack kit_stack(const struct config *c) {
  * (about three of four; markers never). */
 #define KIT_IMAGES 4
 #define KIT_NO_TARGET 10000
+struct kit_map { /* tiles behind the first, and which of their patches are kept; 0 tiles: none */
+    int grid_h, grid_w, top, left, rows, cols;
+};
 struct kit_sample {
     int32_t length;
     int images, at[KIT_IMAGES];
     int32_t first_target;
+    struct kit_map map[KIT_IMAGES];
 };
 
 /* One row of the merged micro-batch. */
 struct kit_row {
     int32_t sample, place; /* place: row inside its sample */
-    int32_t token;         /* -1: a row of an image */
-    int64_t image_row;     /* which row of the projector's output, -1: text */
+    int32_t token;         /* -1: a row of an image, or image_newline */
+    int64_t image_row;     /* which row of the projector's output, -1: text or image_newline */
     int32_t target;        /* id this row predicts, -1: none */
 };
+
+static inline bool kit_is_newline(const struct kit_row *r) {
+    return r->token < 0 && r->image_row < 0;
+}
 
 struct kit_batch {
     struct microbatch mb;
@@ -126,13 +142,18 @@ static inline bool kit_is_marker(const struct kit_sample *s, int32_t j) {
 struct kit_text {
     int32_t length;
     int32_t *ids, *labels;
+    const struct kit_map *map; /* of each image; NULL: one tile each */
 };
+
+static inline int64_t kit_map_tiles(const struct kit_map *m) {
+    return m == NULL ? 1 : 1 + m->grid_h * m->grid_w;
+}
 
 static inline struct kit_text kit_text_make(const struct stack *s, const struct kit_sample *sample,
                                             uint64_t seed) {
     size_t n = (size_t)sample->length;
     struct kit_text t = {sample->length, xcalloc(n + 1, sizeof *t.ids),
-                         xcalloc(n + 1, sizeof *t.labels)};
+                         xcalloc(n + 1, sizeof *t.labels), sample->map};
     for (int32_t j = 0; j < sample->length; j++) {
         uint64_t h = kit_hash(seed, 1, (uint64_t)j);
         bool marker = kit_is_marker(sample, j);
@@ -147,19 +168,53 @@ static inline void kit_text_free(struct kit_text *t) {
     free(t->labels);
 }
 
+/* Rows of one image whose first tile begins at that row of the projector's output. */
+static inline int64_t kit_image_rows(const struct stack *s, const struct kit_map *m, int64_t first,
+                                     struct kit_row row, struct kit_row *out) {
+    const struct vision_config *v = &s->shape.vision;
+    int64_t k = kit_rows_per_image(s), h = v->img_h / v->patch, w = v->img_w / v->patch, n = 0;
+    for (; n < k; n++) {
+        row.image_row = first + n;
+        out[n] = row;
+    }
+    for (int y = 0; m != NULL && y < m->rows; y++) {
+        for (int x = 0; x < m->cols; x++) {
+            int64_t up = m->top + y, across = m->left + x;
+            int64_t tile = 1 + up / h * m->grid_w + across / w;
+            row.image_row = first + tile * k + up % h * w + across % w;
+            out[n++] = row;
+        }
+        row.image_row = -1;
+        out[n++] = row;
+    }
+    return n;
+}
+
 /* Rows of one sample, uncut; out has room for all of them. */
 static inline int64_t kit_text_rows(const struct stack *s, const struct kit_text *t, int32_t place,
                                     int64_t first_image_row, struct kit_row *out) {
-    int64_t n = 0, image_row = first_image_row, k = kit_rows_per_image(s);
+    int64_t n = 0, image_row = first_image_row, image = 0;
     for (int32_t j = 0; j < t->length; j++) {
+        struct kit_row row = {place, 0, t->ids[j], -1, -1};
+        const struct kit_map *m = t->map == NULL ? NULL : &t->map[image];
         if (t->ids[j] < 0) {
-            for (int64_t i = 0; i < k; i++, n++)
-                out[n] = (struct kit_row){place, (int32_t)n, -1, image_row++, -1};
+            n += kit_image_rows(s, m, image_row, row, out + n);
+            image_row += kit_map_tiles(m) * kit_rows_per_image(s);
+            image++;
             continue;
         }
         if (n > 0) out[n - 1].target = t->labels[j];
-        out[n] = (struct kit_row){place, (int32_t)n, t->ids[j], -1, -1};
-        n++;
+        out[n++] = row;
+    }
+    for (int64_t i = 0; i < n; i++) out[i].place = (int32_t)i;
+    return n;
+}
+
+static inline int64_t kit_text_room(const struct stack *s, const struct kit_text *t) {
+    int64_t n = 0, image = 0;
+    for (int32_t j = 0; j < t->length; j++) {
+        const struct kit_map *m = t->map == NULL || t->ids[j] >= 0 ? NULL : &t->map[image++];
+        n += kit_rows_per_image(s) + (m == NULL ? 0 : m->rows * (m->cols + 1));
     }
     return n;
 }
@@ -167,22 +222,25 @@ static inline int64_t kit_text_rows(const struct stack *s, const struct kit_text
 /* Appends one sample to the batch, cut at the sequence length. */
 static inline void kit_batch_append(const struct stack *s, struct kit_batch *b, int place,
                                     const struct kit_text *t) {
-    int64_t k = kit_rows_per_image(s), limit = s->shape.language.max_positions;
+    int64_t k = kit_rows_per_image(s), limit = s->shape.language.max_positions, image = 0;
     struct microbatch *mb = &b->mb;
-    struct kit_row *rows = xcalloc((size_t)(t->length * (k + 1)) + 1, sizeof *rows);
-    int64_t n = kit_text_rows(s, t, place, mb->images * k, rows);
+    struct kit_row *rows = xcalloc((size_t)kit_text_room(s, t) + 1, sizeof *rows);
+    int64_t n = kit_text_rows(s, t, place, mb->tiles * k, rows);
     for (int64_t i = 0; i < n; i++) {
-        int64_t r = rows[i].image_row;
-        if (r < 0 || r % k != 0) continue;
-        b->image_row[r / k] = mb->tokens + i;
-        b->image_tiles[r / k] = 1;
-        mb->images++;
+        if (rows[i].image_row != mb->tiles * k) continue;
+        int64_t tiles = kit_map_tiles(t->map == NULL ? NULL : &t->map[image++]);
+        b->image_row[mb->images] = mb->tokens + i;
+        b->image_tiles[mb->images++] = (int32_t)tiles;
+        mb->tiles += tiles;
     }
     if (n > limit) {
         n = limit;
         rows[n - 1].target = -1; /* what it would predict was cut off */
     }
-    for (int64_t i = 0; i < n; i++) mb->targets += rows[i].target >= 0;
+    for (int64_t i = 0; i < n; i++) {
+        mb->targets += rows[i].target >= 0;
+        mb->newlines += kit_is_newline(&rows[i]);
+    }
     memcpy(b->row + mb->tokens, rows, (size_t)n * sizeof *rows);
     free(rows);
     mb->tokens += n;
@@ -211,8 +269,7 @@ static inline struct kit_batch kit_batch_begin(const struct stack *s, int n, int
 /* Pixels and what follows from the samples. */
 static inline void kit_batch_end(const struct stack *s, struct kit_batch *b, uint64_t seed) {
     const struct vision_config *v = &s->shape.vision;
-    size_t floats = (size_t)(v->channels * v->img_h * v->img_w) * (size_t)b->mb.images;
-    b->mb.tiles = b->mb.images;
+    size_t floats = (size_t)(v->channels * v->img_h * v->img_w) * (size_t)b->mb.tiles;
     b->mb.image_rows = b->mb.tiles * kit_rows_per_image(s);
     b->pixels = xmalloc(floats * sizeof *b->pixels + 1);
     for (size_t i = 0; i < floats; i++)
@@ -251,6 +308,7 @@ static inline struct microbatch kit_largest(const struct kit_batch *b, int n) {
         if (m->tiles > most.tiles) most.tiles = m->tiles;
         if (m->image_rows > most.image_rows) most.image_rows = m->image_rows;
         if (m->tokens > most.tokens) most.tokens = m->tokens;
+        if (m->newlines > most.newlines) most.newlines = m->newlines;
         if (m->targets > most.targets) most.targets = m->targets;
         if (m->max_segment > most.max_segment) most.max_segment = m->max_segment;
     }
@@ -336,6 +394,14 @@ static inline void kit_fill_embedding(const struct kit_filler *f, const struct b
     for (int64_t i = 0; i < mb->image_rows; i++)
         if (kit_my_image_row(f, i, &tower)) f->host[n++] = (int32_t)kit_merged_row(f, i);
     kit_put(f, t->my_image_row, n);
+    const int32_t *newline[2] = {t->newline_row, t->my_newline_row};
+    for (int mine = 0; mine < 2; mine++) {
+        n = 0;
+        for (int64_t i = 0; i < mb->tokens; i++)
+            if (kit_is_newline(&f->b->row[i]))
+                f->host[n++] = mine ? kit_my_text_row(f, i) : (int32_t)i;
+        kit_put(f, newline[mine], n);
+    }
 }
 
 static inline void kit_fill_language(const struct kit_filler *f, const struct batch_tables *t) {

@@ -15,6 +15,7 @@ struct draw {
     struct config cfg;
     int T, P, D, M, samples;
     bool sequence_parallel, mapping;
+    bool maps;  /* images of several tiles */
     int images; /* 0: mixed, 1: no image in the whole step, 2: only one data rank has some */
     struct kit_layout layout;
     char name[200];
@@ -87,6 +88,19 @@ static void pick_model(struct draw *d) {
         c->language.swiglu = false;
         c->language.add_bias_linear = true;
     }
+    d->maps = c->vision.disable_vision_class_token && kit_hash(d->seed, 2000, 0) % 2;
+    if (d->maps) kit_anyres(c);
+}
+
+/* 2 x 3 patches in a tile: some of a map's rows or columns are padding. */
+static struct kit_map pick_map(struct draw *d) {
+    struct kit_map m = {.grid_h = 1 + pick(d, 2), .grid_w = 1 + pick(d, 2)};
+    int drop = pick(d, 2), along = pick(d, 2);
+    m.top = along ? drop : 0;
+    m.left = along ? 0 : drop;
+    m.rows = 2 * m.grid_h - 2 * m.top;
+    m.cols = 3 * m.grid_w - 2 * m.left;
+    return m;
 }
 
 static void draw_make(struct draw *d, int ranks, int number) {
@@ -113,9 +127,9 @@ static void draw_make(struct draw *d, int ranks, int number) {
                                              .micro_batches = d->M,
                                              .overlap_p2p = pick(d, 4) != 0,
                                              .run_key = rng_run_key(number)};
-    int n =
-        snprintf(d->name, sizeof d->name, "draw %d: T %d P %d D %d M %d %s%s, split", number, d->T,
-                 d->P, d->D, d->M, dtype_name(l->dtype), d->sequence_parallel ? " SP" : "");
+    int n = snprintf(d->name, sizeof d->name, "draw %d: T %d P %d D %d M %d %s%s%s, split", number,
+                     d->T, d->P, d->D, d->M, dtype_name(l->dtype),
+                     d->sequence_parallel ? " SP" : "", d->maps ? " maps" : "");
     for (int i = 0; i < d->P && n < (int)sizeof d->name; i++)
         n += snprintf(d->name + n, sizeof d->name - (size_t)n, "%c%d", i ? ',' : ' ', l->split[i]);
 }
@@ -132,6 +146,7 @@ static struct kit_sample pick_sample(struct draw *d, bool images) {
         s.at[0] = 22;
     }
     if (pick(d, 4) == 0) s.first_target = KIT_NO_TARGET;
+    for (int i = 0; d->maps && i < s.images; i++) s.map[i] = pick_map(d);
     return s;
 }
 

@@ -201,6 +201,18 @@ static const struct kit_sample mixed[] = {
     {.length = 24, .images = 1, .at = {21}, .first_target = 5},
     {.length = 4, .images = 1, .at = {3}, .first_target = KIT_NO_TARGET},
 };
+/* Maps of 2 x 3 patches a tile: with padding above, beside, nothing left, cut off inside (64 rows). */
+static const struct kit_sample maps[] = {
+    {.length = 5, .first_target = 2},
+    {.length = 9, .images = 1, .at = {1}, .first_target = 2, .map = {{2, 2, 0, 1, 4, 4}}},
+    {.length = 12,
+     .images = 2,
+     .at = {0, 6},
+     .first_target = 0,
+     .map = {{1, 2, 0, 0, 2, 6}, {2, 1, 1, 0, 2, 3}}},
+    {.length = 59, .images = 1, .at = {44}, .first_target = 5, .map = {{2, 1, 0, 0, 4, 3}}},
+    {.length = 4, .images = 1, .at = {1}, .first_target = 2, .map = {{1, 1, 1, 0, 0, 3}}},
+};
 static const struct kit_sample text_only[] = {{.length = 7, .first_target = 1},
                                               {.length = 1, .first_target = 0}};
 static const struct kit_sample no_target[] = {
@@ -230,7 +242,7 @@ static struct config small_config(void) {
 
 static void check_config(const char *what, const struct config *c) {
     struct stack s = kit_stack(c);
-    struct kit_batch b = kit_batch_make(&s, mixed, COUNT(mixed), 21, 3, 2);
+    struct kit_batch b = kit_batch_make(&s, s.shape.newline ? maps : mixed, 5, 21, 3, 2);
     assert_true(b.mb.targets > 10);
     check_differences(what, c, &b, 0);
     kit_batch_free(&b);
@@ -243,6 +255,14 @@ static void test_default(void **state) {
     (void)state;
     struct config c = small_config();
     check_config("llava", &c);
+}
+
+/* Tiles, padding dropped, image_newline. */
+static void test_maps(void **state) {
+    (void)state;
+    struct config c = small_config();
+    kit_anyres(&c);
+    check_config("maps", &c);
 }
 
 static void test_feature_layer_last(void **state) {
@@ -584,13 +604,21 @@ static void test_memory(void **state) {
 int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_default),      cmocka_unit_test(test_feature_layer_last),
-        cmocka_unit_test(test_projectors),   cmocka_unit_test(test_language_variants),
-        cmocka_unit_test(test_loss_options), cmocka_unit_test(test_large_vocabulary),
-        cmocka_unit_test(test_dropout),      cmocka_unit_test(test_micro_batches),
-        cmocka_unit_test(test_inputs),       cmocka_unit_test(test_no_target),
-        cmocka_unit_test(test_no_image),     cmocka_unit_test(test_frozen),
-        cmocka_unit_test(test_recompute),    cmocka_unit_test(test_loss_scale),
+        cmocka_unit_test(test_default),
+        cmocka_unit_test(test_maps),
+        cmocka_unit_test(test_feature_layer_last),
+        cmocka_unit_test(test_projectors),
+        cmocka_unit_test(test_language_variants),
+        cmocka_unit_test(test_loss_options),
+        cmocka_unit_test(test_large_vocabulary),
+        cmocka_unit_test(test_dropout),
+        cmocka_unit_test(test_micro_batches),
+        cmocka_unit_test(test_inputs),
+        cmocka_unit_test(test_no_target),
+        cmocka_unit_test(test_no_image),
+        cmocka_unit_test(test_frozen),
+        cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_loss_scale),
         cmocka_unit_test(test_memory),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

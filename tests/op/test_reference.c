@@ -35,7 +35,7 @@ struct model {
 
 static const struct param *named(const struct model *m, const char *prefix, const char *name) {
     char text[200];
-    snprintf(text, sizeof text, "model/%s/%s", prefix, name);
+    snprintf(text, sizeof text, "model/%s%s%s", prefix, prefix[0] == 0 ? "" : "/", name);
     for (int i = 0; i < m->set->n; i++)
         if (strcmp(m->set->param[i].name, text) == 0) return &m->set->param[i];
     return NULL;
@@ -312,15 +312,19 @@ static double sample_loss(const struct model *m, int64_t place) {
     int64_t n = b->cu_tokens[place + 1] - b->cu_tokens[place], k = kit_rows_per_image(m->s);
     int64_t sample = b->mb.first_sample + place;
     const double *table = named(m, "language_model", "embed_tokens/weight")->w.data;
+    const double *newline = m->s->shape.newline ? named(m, "", "image_newline")->w.data : NULL;
+    int64_t of = -1; /* tile that `image` holds */
     struct mat x = mat_new(n, l->hidden), image = {0, 0, NULL};
     for (int64_t r = 0; r < n; r++) {
-        if (row[r].image_row >= 0 && row[r].image_row % k == 0) {
+        if (row[r].image_row >= 0 && row[r].image_row / k != of) {
             free(image.v);
-            image = image_rows(m, row[r].image_row / k);
+            of = row[r].image_row / k;
+            image = image_rows(m, of);
         }
         for (int64_t c = 0; c < l->hidden; c++)
-            *at(x, r, c) = row[r].image_row >= 0 ? *at(image, row[r].image_row % k, c)
-                                                 : table[row[r].token * l->hidden + c];
+            *at(x, r, c) = kit_is_newline(&row[r]) ? newline[c]
+                           : row[r].image_row >= 0 ? *at(image, row[r].image_row % k, c)
+                                                   : table[row[r].token * l->hidden + c];
     }
     drop_hidden(m, x, RNG_DROP_EMBEDDING, m->s->n_layers - (int)l->layers, sample);
     for (int i = 0; i < l->layers; i++) language_layer(m, i, x, sample);
@@ -343,9 +347,26 @@ static const struct kit_sample mixed[] = {
     {.length = 4, .images = 1, .at = {3}, .first_target = KIT_NO_TARGET},
     {.length = 30, .images = 2, .at = {3, 29}, .first_target = 4}};
 
+/* The same with maps of 2 x 3 patches a tile, whole and without padding, cut off inside (64 rows). */
+static const struct kit_sample maps[] = {
+    {.length = 5, .first_target = 2},
+    {.length = 9, .images = 1, .at = {1}, .first_target = 2, .map = {{2, 2, 0, 1, 4, 4}}},
+    {.length = 12,
+     .images = 2,
+     .at = {0, 6},
+     .first_target = 0,
+     .map = {{1, 2, 0, 0, 2, 6}, {2, 1, 1, 0, 2, 3}}},
+    {.length = 59, .images = 1, .at = {44}, .first_target = 5, .map = {{2, 1, 0, 0, 4, 3}}},
+    {.length = 4,
+     .images = 1,
+     .at = {3},
+     .first_target = KIT_NO_TARGET,
+     .map = {{1, 1, 1, 0, 0, 3}}},
+    {.length = 63, .images = 1, .at = {62}, .first_target = 4, .map = {{1, 1, 0, 0, 2, 3}}}};
+
 static void check(const char *what, const struct config *cfg) {
     struct stack s = kit_stack(cfg);
-    struct kit_batch b = kit_batch_make(&s, mixed, 6, 31, 4, 2);
+    struct kit_batch b = kit_batch_make(&s, s.shape.newline ? maps : mixed, 6, 31, 4, 2);
     struct kit_layout l = {.P = 1,
                            .split = {s.n_layers},
                            .dtype = DTYPE_F64,
@@ -381,6 +402,11 @@ static void test_loss(void **state) {
     c.language.rotary_percent = 0.5;
     c.language.add_qkv_bias = true;
     check("window, half rotary, biases of queries and keys", &c);
+    c = kit_config();
+    kit_anyres(&c);
+    check("maps of tiles", &c);
+    c.language.hidden_dropout = 0.2;
+    check("maps of tiles, dropout", &c);
 }
 
 static void test_vision(void **state) {

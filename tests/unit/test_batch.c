@@ -23,11 +23,20 @@ static const struct kit_sample kinds[SAMPLES] = {
     {.length = 1, .first_target = 0},
     {.length = 26, .first_target = 0},
     {.length = 8, .images = 3, .at = {1, 2, 5}, .first_target = 1}};
+/* Maps of 2 x 3 patches a tile for those that have images, where images are maps. */
+static const struct kit_map maps[SAMPLES][KIT_IMAGES] = {
+    [1] = {{2, 2, 0, 1, 4, 4}},
+    [2] = {{1, 2, 0, 0, 2, 6}, {2, 1, 1, 0, 2, 3}},
+    [3] = {{2, 2, 1, 0, 2, 6}},
+    [4] = {{1, 1, 1, 0, 0, 3}},
+    [5] = {{2, 1, 0, 0, 4, 3}, {1, 1, 0, 0, 2, 3}},
+    [8] = {{1, 1, 0, 1, 2, 1}, {1, 2, 0, 2, 2, 2}, {2, 2, 0, 0, 4, 6}}};
 
 struct dataset {
     const struct stack *stack;
     struct kit_text text[SAMPLES];
     int32_t *ids[SAMPLES], *labels[SAMPLES];
+    struct image_layout layout[SAMPLES][KIT_IMAGES];
     int64_t image[SAMPLES][KIT_IMAGES], merged[SAMPLES], targets[SAMPLES];
 };
 
@@ -43,6 +52,7 @@ void dataset_sample(const struct dataset *d, int64_t i, struct sample *out) {
                            .ids = d->ids[i],
                            .labels = d->labels[i],
                            .image = d->image[i],
+                           .layout = d->stack->shape.newline ? d->layout[i] : NULL,
                            .merged_len = d->merged[i],
                            .n_targets = d->targets[i]};
 }
@@ -51,7 +61,17 @@ static float pixel_of(int64_t image, size_t i) {
     return (float)kit_uniform((uint64_t)image, 8, i);
 }
 
+static int64_t tiles_of(const struct dataset *d, int64_t image) {
+    for (int i = 0; i < SAMPLES; i++)
+        for (int k = 0; k < kinds[i].images; k++)
+            if (d->image[i][k] == image)
+                return kit_map_tiles(d->text[i].map == NULL ? NULL : &d->text[i].map[k]);
+    fail_msg("image %lld", (long long)image);
+    return 0;
+}
+
 struct prefetch { /* decodes at once, and counts what was not fetched */
+    const struct dataset *d;
     size_t floats;
     int64_t given, outstanding;
 };
@@ -61,14 +81,16 @@ struct prefetch *prefetch_create(const struct dataset *d, int n_threads, int max
     (void)n_threads, (void)max_tickets, (void)max_images_per_ticket;
     const struct vision_config *v = &d->stack->shape.vision;
     struct prefetch *p = xcalloc(1, sizeof *p);
+    p->d = d;
     p->floats = (size_t)(v->channels * v->img_h * v->img_w);
     return p;
 }
 
 int64_t prefetch_submit(struct prefetch *p, const int64_t *image, int64_t n, float *out) {
-    for (int64_t k = 0; k < n; k++)
-        for (size_t i = 0; i < p->floats; i++)
-            out[(size_t)k * p->floats + i] = pixel_of(image[k], i);
+    for (int64_t k = 0; k < n; k++) {
+        size_t floats = p->floats * (size_t)tiles_of(p->d, image[k]);
+        for (size_t i = 0; i < floats; i++) *out++ = pixel_of(image[k], i);
+    }
     p->outstanding++;
     return p->given++;
 }
@@ -89,6 +111,12 @@ static struct dataset data_make(const struct stack *s) {
     int64_t images = 0, limit = s->shape.language.max_positions;
     for (int i = 0; i < SAMPLES; i++) {
         d.text[i] = kit_text_make(s, &kinds[i], 100 + (uint64_t)i);
+        d.text[i].map = s->shape.newline ? maps[i] : NULL;
+        for (int k = 0; k < kinds[i].images; k++) {
+            const struct kit_map *m = &maps[i][k];
+            d.layout[i][k] = (struct image_layout){
+                (int32_t)kit_map_tiles(m), m->grid_h, m->grid_w, m->top, m->left, m->rows, m->cols};
+        }
         d.ids[i] = xcalloc((size_t)kinds[i].length, sizeof(int32_t));
         d.labels[i] = xcalloc((size_t)kinds[i].length, sizeof(int32_t));
         for (int32_t j = 0; j < kinds[i].length; j++) {
@@ -127,9 +155,11 @@ static struct kit_batch expected_batch(const struct dataset *d, int n, int64_t s
     }
     kit_batch_end(s, &b, 0);
     for (int i = 0; i < n; i++)
-        for (int k = 0; k < kinds[b.sample_id[i]].images; k++)
-            for (size_t j = 0; j < floats; j++)
-                b.pixels[at++] = pixel_of(d->image[b.sample_id[i]][k], j);
+        for (int k = 0; k < kinds[b.sample_id[i]].images; k++) {
+            int64_t image = d->image[b.sample_id[i]][k];
+            for (size_t j = 0; j < floats * (size_t)tiles_of(d, image); j++)
+                b.pixels[at++] = pixel_of(image, j);
+        }
     return b;
 }
 
@@ -150,7 +180,7 @@ static void compare_descriptors(const struct microbatch *a, const struct microba
     EQUAL(a->image_row, b->image_row, b->images);
     assert_true(a->step == b->step && a->index == b->index && a->first_sample == b->first_sample);
     assert_true(a->images == b->images && a->tiles == b->tiles && a->image_rows == b->image_rows);
-    assert_true(a->tokens == b->tokens && a->targets == b->targets);
+    assert_true(a->tokens == b->tokens && a->targets == b->targets && a->newlines == b->newlines);
     assert_true(a->max_segment == b->max_segment && a->hash == b->hash);
 }
 
@@ -161,6 +191,8 @@ static void compare_tables(const struct batch_tables *a, const struct batch_tabl
     EQUAL(a->select_row, b->select_row, my_images);
     EQUAL(a->token, b->token, mb->tokens);
     EQUAL(a->image_to_row, b->image_to_row, mb->image_rows);
+    EQUAL(a->newline_row, b->newline_row, mb->newlines);
+    EQUAL(a->my_newline_row, b->my_newline_row, mb->newlines);
     EQUAL(a->my_image_row, b->my_image_row, my_images);
     EQUAL(a->position, b->position, mb->tokens);
     EQUAL(a->row_sample, b->row_sample, mb->tokens);
@@ -208,8 +240,10 @@ static void check_rank(const struct dataset *d, int first, int end, int p, int r
                                         .M = M,
                                         .per_token_loss = true};
     struct microbatch most = {.samples = n,
-                              .tiles = n * KIT_IMAGES,
-                              .image_rows = n * KIT_IMAGES * kit_rows_per_image(s),
+                              .images = n * KIT_IMAGES,
+                              .tiles = n * KIT_IMAGES * s->shape.image_tiles,
+                              .image_rows =
+                                  n * KIT_IMAGES * s->shape.image_tiles * kit_rows_per_image(s),
                               .tokens = n * s->shape.language.max_positions};
     assert_int_equal(stage_build(s, first, end, p, r, REPEAT_NOTHING, 0, &st), 0);
     assert_int_equal(batcher_create(&settings, d, s, &b), 0);
@@ -222,8 +256,9 @@ static void check_rank(const struct dataset *d, int first, int end, int p, int r
     stage_free(&st);
 }
 
-static void check_model(bool drop_class, bool affine) {
+static void check_model(bool drop_class, bool affine, bool with_maps) {
     struct config c = kit_config();
+    if (with_maps) kit_anyres(&c);
     c.vision.disable_vision_class_token = drop_class;
     c.projector.projector_type = affine ? PROJECTOR_AFFINE : PROJECTOR_MLP;
     struct stack s = kit_stack(&c);
@@ -244,9 +279,10 @@ static void check_model(bool drop_class, bool affine) {
 
 static void test_tables(void **state) {
     (void)state;
-    check_model(true, false);
-    check_model(false, false);
-    check_model(true, true);
+    check_model(true, false, false);
+    check_model(false, false, false);
+    check_model(true, true, false);
+    check_model(true, false, true);
 }
 
 /* Two and four data ranks see the same global batch. */

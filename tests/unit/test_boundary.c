@@ -260,9 +260,9 @@ static void test_descriptor_hash(void **state) {
     struct stack s = kit_stack(&c);
     struct kit_batch b = kit_batch_make(&s, mixed, 4, 1, 0, 0);
     uint64_t hash = b.mb.hash;
-    int64_t *number[] = {&b.mb.step,      &b.mb.index,     &b.mb.first_sample, &b.mb.image_rows,
-                         &b.mb.tokens,    &b.mb.targets,   &b.mb.max_segment,  &b.mb.tiles,
-                         &b.sample_id[2], &b.cu_tokens[3], &b.image_row[1]};
+    int64_t *number[] = {&b.mb.step,     &b.mb.index,     &b.mb.first_sample, &b.mb.image_rows,
+                         &b.mb.tokens,   &b.mb.targets,   &b.mb.max_segment,  &b.mb.tiles,
+                         &b.mb.newlines, &b.sample_id[2], &b.cu_tokens[3],    &b.image_row[1]};
     int32_t *small[] = {&b.text_len[0], &b.sample_images[2], &b.image_tiles[3]};
     assert_true(microbatch_hash(&b.mb) == hash);
     for (size_t i = 0; i < sizeof number / sizeof *number; i++) {

@@ -3,13 +3,14 @@
  * logits, gradients and greedy tokens transformers computed in fp64 (make_hf.py there). Loss,
  * log-probabilities and logits agree within 1e-5, every gradient within 1e-4, greedy tokens exactly;
  * on one rank and cut over tensor and pipeline ranks. */
+#include "data.h"
 #include "model_kit.h"
 #include "safetensors.h"
 
 #define GOLDEN "tests/golden/hf/values/"
 #define VOCAB 97
 #define IMAGE_ID 5
-#define MOST_ROWS 128
+#define MOST_ROWS 256
 
 static int failures;
 
@@ -57,10 +58,39 @@ struct golden {
     const char *name;
     int64_t n_ids, n_samples, n_pixels, n_logits, n_loss, n_greedy;
     int64_t *ids, *labels, *lengths, *images, *greedy; /* greedy: [samples][n_greedy / samples] */
+    struct kit_map *map;                               /* of each image; NULL: one tile */
     float *pixels, *logits;
     double *loss;
     struct safetensors *weights, *gradients;
 };
+
+/* Resolutions of mistral_next, tiles of 21 x 21 pixels; its config.json has height before width. */
+#define NEXT_EDGE 21
+#define NEXT_PATCHES 3
+static int64_t next_list[] = {42, 21, 21, 42, 42, 42, 21, 63};
+
+static struct kit_map *read_maps(const struct safetensors *s) {
+    struct anyres a = {.n = 4,
+                       .img_w = NEXT_EDGE,
+                       .img_h = NEXT_EDGE,
+                       .patches_w = NEXT_PATCHES,
+                       .patches_h = NEXT_PATCHES};
+    int64_t n;
+    if (safetensors_find(s, "image_sizes") == NULL) return NULL;
+    int64_t *size = read_raw(s, "image_sizes", &n);
+    struct kit_map *map = xcalloc((size_t)n, sizeof *map);
+    for (int i = 0; i < a.n; i++) {
+        a.width[i] = (int)next_list[2 * i];
+        a.height[i] = (int)next_list[2 * i + 1];
+    }
+    for (int64_t i = 0; i < n / 2; i++) {
+        struct image_layout l;
+        anyres_layout(&a, (int)size[2 * i], (int)size[2 * i + 1], &l);
+        map[i] = (struct kit_map){l.grid_h, l.grid_w, l.top, l.left, l.rows, l.cols};
+    }
+    free(size);
+    return map;
+}
 
 static struct golden golden_open(const char *model) {
     struct golden g = {.name = model};
@@ -72,6 +102,7 @@ static struct golden golden_open(const char *model) {
     g.greedy = read_raw(s, "greedy", &g.n_greedy);
     g.loss = read_raw(s, "loss", &g.n_loss);
     g.pixels = read_floats(s, "pixels", &g.n_pixels);
+    g.map = read_maps(s);
     g.logits = read_floats(s, "logits", &g.n_logits);
     safetensors_close(s);
     g.weights = open_file(model, "model");
@@ -85,6 +116,7 @@ static void golden_close(struct golden *g) {
     free(g->lengths);
     free(g->images);
     free(g->greedy);
+    free(g->map);
     free(g->loss);
     free(g->pixels);
     free(g->logits);
@@ -114,7 +146,17 @@ static struct config model_config(const char *model) {
     c.language.rotary_base = last ? 1e6 : 1e4;
     c.language.vocab_size = VOCAB;
     c.language.decoder_seq_length = MOST_ROWS;
+    if (strcmp(model, "mistral_next") != 0) return c;
+    c.vision.img_h = c.vision.img_w = NEXT_EDGE;
+    c.data.image_aspect_ratio = IMAGE_ASPECT_ANYRES;
+    c.data.image_grid_pinpoints = (struct config_list){8, next_list};
     return c;
+}
+
+/* Rows of that image (of all samples) in the merged sequence. */
+static int64_t rows_of(const struct stack *s, const struct golden *g, int64_t image) {
+    int64_t k = kit_rows_per_image(s);
+    return g->map == NULL ? k : k + g->map[image].rows * (g->map[image].cols + 1);
 }
 
 /* One micro-batch of all samples. transformers repeats the image id once per row: a run is one
@@ -122,17 +164,16 @@ static struct config model_config(const char *model) {
 static struct kit_batch make_batch(const struct stack *s, const struct golden *g, int64_t only,
                                    int32_t target) {
     struct kit_batch b = kit_batch_begin(s, (int)g->n_samples, 0, 0);
-    int64_t k = kit_rows_per_image(s);
-    for (int64_t i = 0, at = 0; i < g->n_samples; at += g->lengths[i++]) {
+    for (int64_t i = 0, at = 0, seen = 0; i < g->n_samples; at += g->lengths[i++]) {
         int32_t ids[MOST_ROWS], labels[MOST_ROWS];
-        struct kit_text t = {0, ids, labels};
+        struct kit_text t = {0, ids, labels, g->map == NULL ? NULL : g->map + seen};
         for (int64_t j = at; j < at + g->lengths[i]; t.length++) {
             bool image = g->ids[j] == IMAGE_ID;
             ids[t.length] = image ? -1 : (int32_t)g->ids[j];
             labels[t.length] = only < 0        ? (g->labels[j] < 0 ? -1 : (int32_t)g->labels[j])
                                : j == only + 1 ? target
                                                : -1;
-            j += image ? k : 1;
+            j += image ? rows_of(s, g, seen++) : 1;
         }
         kit_batch_append(s, &b, (int)i, &t);
     }
@@ -146,14 +187,14 @@ static struct kit_batch make_batch(const struct stack *s, const struct golden *g
 /* Prompts of all samples, each with the first n ids that transformers generated after it. */
 static struct kit_batch make_prompts(const struct stack *s, const struct golden *g, int64_t n) {
     struct kit_batch b = kit_batch_begin(s, (int)g->n_samples, 0, 0);
-    int64_t k = kit_rows_per_image(s), most = g->n_greedy / g->n_samples;
-    for (int64_t i = 0, at = 0; i < g->n_samples; at += g->lengths[i++]) {
+    int64_t most = g->n_greedy / g->n_samples;
+    for (int64_t i = 0, at = 0, seen = 0; i < g->n_samples; at += g->lengths[i++]) {
         int32_t ids[MOST_ROWS], labels[MOST_ROWS];
-        struct kit_text t = {0, ids, labels};
+        struct kit_text t = {0, ids, labels, g->map == NULL ? NULL : g->map + seen};
         for (int64_t j = at; g->labels[j] < 0; t.length++) {
             bool image = g->ids[j] == IMAGE_ID;
             ids[t.length] = image ? -1 : (int32_t)g->ids[j];
-            j += image ? k : 1;
+            j += image ? rows_of(s, g, seen++) : 1;
         }
         for (int64_t j = 0; j < n; j++) ids[t.length++] = (int32_t)g->greedy[i * most + j];
         for (int32_t j = 0; j < t.length; j++) labels[j] = -1;
@@ -384,6 +425,7 @@ int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
     test_model("mistral_last_but_one");
     test_model("llama_last_full");
+    test_model("mistral_next");
     comm_finalize();
     return failures != 0;
 }

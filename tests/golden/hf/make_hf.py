@@ -3,10 +3,11 @@
 
     python3 make_hf.py            needs torch, transformers, safetensors (CPU is enough)
 
-values/NAME/   a tiny LlavaForConditionalGeneration with random weights: config.json and
-               model.safetensors (fp32, names of llava-hf); expected.safetensors (ids, labels, pixels,
-               logits, losses, greedily generated ids and their logits) and gradients.safetensors (of every
-               weight), computed in fp64 by transformers from exactly these weights.
+values/NAME/   a tiny LlavaForConditionalGeneration with random weights, or a LlavaNext one, whose
+               images are maps of tiles: config.json and model.safetensors (fp32, names of
+               llava-hf); expected.safetensors (ids, labels, pixels of all tiles, sizes of
+               images, logits, losses, greedily generated ids and their logits) and gradients.safetensors (of
+               every weight), computed in fp64 by transformers from exactly these weights.
 names/SCHEME/  one still smaller model under every naming scheme and in several types. Its values are
                exact in fp16 and bf16, so that all of them are the same model.
 
@@ -22,7 +23,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers import LlamaConfig, MistralConfig
+from transformers import LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 IMAGE = 5  # id of <image>
@@ -61,22 +63,49 @@ TEXT = dict(hidden_size=48, intermediate_size=60, num_hidden_layers=2, num_atten
             max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 VISION = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3,
               image_size=28, patch_size=7, hidden_act="quick_gelu", projection_dim=16)
-# name, text class, rope base, feature layer, select strategy, images before each text
+# name, text class, rope base, feature layer, select strategy, images before each text, sizes (width,
+# height) of the images where they are maps of tiles
 MODELS = [
     ("mistral_last_but_one", MistralConfig, 10000.0, -2, "default",
-     [[3, IMAGE, 9], [12], [7, IMAGE, 4, IMAGE, 8]]),
-    ("llama_last_full", LlamaConfig, 1000000.0, -1, "full", [[IMAGE], [3, 4, IMAGE, 6], [11, 12]]),
+     [[3, IMAGE, 9], [12], [7, IMAGE, 4, IMAGE, 8]], None),
+    ("llama_last_full", LlamaConfig, 1000000.0, -1, "full", [[IMAGE], [3, 4, IMAGE, 6], [11, 12]], None),
+    ("mistral_next", MistralConfig, 10000.0, -2, "default",
+     [[3, IMAGE, 9], [12], [7, IMAGE, 4, IMAGE, 8], [IMAGE, 6]], [(50, 30), (23, 60), (20, 20), (70, 11)]),
 ]
+NEXT_EDGE = 21  # 3 x 3 patches: maps of odd size
+PINPOINTS = [[21, 42], [42, 21], [42, 42], [63, 21]]  # height, width
 
 
-def build(text_class, base, layer, select):
+def build(text_class, base, layer, select, sizes):
     text = text_class(**TEXT, rope_parameters={"rope_type": "default", "rope_theta": base},
                       **({"sliding_window": None} if text_class is MistralConfig else {}))
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text,
-                         image_token_index=IMAGE, vision_feature_layer=layer,
-                         vision_feature_select_strategy=select, projector_hidden_act="gelu",
-                         image_seq_length=16 + (select == "full"))
-    return config, LlavaForConditionalGeneration(config)
+    edge = VISION["image_size"] if sizes is None else NEXT_EDGE
+    vision = CLIPVisionConfig(**dict(VISION, image_size=edge))
+    both = dict(vision_config=vision, text_config=text, image_token_index=IMAGE, vision_feature_layer=layer,
+                vision_feature_select_strategy=select, projector_hidden_act="gelu",
+                image_seq_length=(edge // VISION["patch_size"]) ** 2 + (select == "full"))
+    if sizes is None:
+        config = LlavaConfig(**both)
+        return config, LlavaForConditionalGeneration(config)
+    config = LlavaNextConfig(**both, image_grid_pinpoints=PINPOINTS)
+    return config, LlavaNextForConditionalGeneration(config)
+
+
+def tile_counts(n_images, sizes):
+    if sizes is None:
+        return [1] * n_images
+    return [image_size_to_num_patches((h, w), PINPOINTS, NEXT_EDGE) for w, h in sizes]
+
+
+def row_counts(model, n_images, sizes, config):
+    """Rows of each image in the merged sequence, as the model packs them."""
+    if sizes is None:
+        return [config.image_seq_length] * n_images
+    edge = NEXT_EDGE // VISION["patch_size"]
+    features = [torch.zeros(t, edge * edge, TEXT["hidden_size"]) for t in tile_counts(n_images, sizes)]
+    newline = torch.zeros(TEXT["hidden_size"])
+    packed, _ = model.model.pack_image_features(features, [(h, w) for w, h in sizes], "default", newline)
+    return [len(p) for p in packed]
 
 
 def fill(model, seed):
@@ -94,14 +123,15 @@ def fill(model, seed):
             p.copy_(r.float())
 
 
-def samples(prompts, n_image_tokens, seed):
+def samples(prompts, rows, seed):
     rng = random.Random(seed)
-    out = []
+    out, rows = [], list(rows)
     for prompt in prompts:
         ids, labels = [1], [-100]
         for t in prompt:
-            ids += [IMAGE] * n_image_tokens if t == IMAGE else [t]
-            labels += [-100] * (n_image_tokens if t == IMAGE else 1)
+            n = rows.pop(0) if t == IMAGE else 1
+            ids += [t] * n
+            labels += [-100] * n
         answer = [rng.randrange(6, TEXT["vocab_size"]) for _ in range(5)] + [2]
         ids += answer
         labels += answer
@@ -123,9 +153,24 @@ def greedy(model, ids, labels, args):
     return out.sequences[0, prompt.shape[1]:], torch.cat(out.logits)
 
 
-def make_values(number, name, text_class, base, layer, select, prompts):
+def image_arguments(pixels, tiles, sizes, first, n):
+    """What the forward takes for images first .. first + n - 1."""
+    if n == 0:
+        return {}
+    if sizes is None:
+        return {"pixel_values": pixels[first:first + n].double()}
+    at = sum(tiles[:first])
+    values = torch.zeros(n, max(tiles[first:first + n]), *pixels.shape[1:]).double()
+    for i in range(n):
+        values[i, :tiles[first + i]] = pixels[at:at + tiles[first + i]]
+        at += tiles[first + i]
+    return {"pixel_values": values,
+            "image_sizes": torch.tensor([(h, w) for w, h in sizes[first:first + n]])}
+
+
+def make_values(number, name, text_class, base, layer, select, prompts, sizes):
     torch.manual_seed(number)
-    config, model = build(text_class, base, layer, select)
+    config, model = build(text_class, base, layer, select, sizes)
     fill(model, 100 + number)
     path = folder("values", name)
     weights = {scheme_a(k): v.detach().clone() for k, v in model.state_dict().items()}
@@ -133,22 +178,24 @@ def make_values(number, name, text_class, base, layer, select, prompts):
     full = json.loads(config.to_json_string(use_diff=False))
     keep = {k: full[k] for k in ("model_type", "image_token_index", "image_token_id", "ignore_index",
                                  "projector_hidden_act", "vision_feature_layer",
-                                 "vision_feature_select_strategy") if k in full}
+                                 "vision_feature_select_strategy", "image_grid_pinpoints") if k in full}
     keep["text_config"] = dict(TEXT, model_type=text_class.model_type, rope_theta=base)
     if text_class is MistralConfig:
         keep["text_config"]["sliding_window"] = None
-    keep["vision_config"] = dict(VISION, model_type="clip_vision_model")
+    keep["vision_config"] = dict(VISION, model_type="clip_vision_model",
+                                 image_size=config.vision_config.image_size)
     write_json(path, "config.json", keep)
 
     model = model.double().eval()
     g = torch.Generator().manual_seed(200 + number)
-    rows = samples(prompts, 16 + (select == "full"), number)
-    n_images = sum(r[2] for r in rows)
-    pixels = torch.randn((n_images, 3, 28, 28), generator=g).float()
+    n_images = sum(p.count(IMAGE) for p in prompts)
+    tiles, edge = tile_counts(n_images, sizes), config.vision_config.image_size
+    rows = samples(prompts, row_counts(model, n_images, sizes, config), number)
+    pixels = torch.randn((sum(tiles), 3, edge, edge), generator=g).float()
     n_targets = sum(l != -100 for r in rows for l in r[1][1:])
     total, logits, losses, tokens, image = 0.0, [], [], [], 0
     for ids, labels, n in rows:
-        args = {"pixel_values": pixels[image:image + n].double()} if n else {}
+        args = image_arguments(pixels, tiles, sizes, image, n)
         image += n
         z = model(input_ids=torch.tensor([ids]), **args).logits[0]
         each = torch.nn.functional.cross_entropy(z[:-1], torch.tensor(labels[1:]),
@@ -158,7 +205,9 @@ def make_values(number, name, text_class, base, layer, select, prompts):
         losses.append(each.detach())
         tokens.append(greedy(model, ids, labels, args))
     total.backward()
-    save_file({"ids": torch.tensor([i for r in rows for i in r[0]]),
+    extra = {} if sizes is None else {"image_sizes": torch.tensor(sizes)}
+    save_file({**extra,
+               "ids": torch.tensor([i for r in rows for i in r[0]]),
                "labels": torch.tensor([i for r in rows for i in r[1]]),
                "lengths": torch.tensor([len(r[0]) for r in rows]),
                "images": torch.tensor([r[2] for r in rows]),

@@ -46,6 +46,29 @@ void block_declare(struct block *b, int slot, const struct param_home *home,
     b->param[slot] = b->set->n - 1;
 }
 
+struct param_spec norm_spec(const char *name, const char *hf, int64_t h, bool bias) {
+    return (struct param_spec){.name = name,
+                               .hf_name = hf,
+                               .dims = "features",
+                               .ndim = 1,
+                               .shape = {h},
+                               .cut = cut_none(),
+                               .init = bias ? INIT_ZERO : INIT_ONE,
+                               .no_decay = true,
+                               .rows_local = true};
+}
+
+struct param_spec vocabulary_spec(const char *name, const struct language_config *c) {
+    return (struct param_spec){.name = name,
+                               .hf_name = name,
+                               .dims = "vocabulary,features",
+                               .ndim = 2,
+                               .shape = {c->vocab, c->hidden},
+                               .cut = vocabulary_cut(c),
+                               .init = INIT_NORMAL,
+                               .scale = c->init_std};
+}
+
 static struct tensor fused_view(const struct block *b, int slot, int n, bool grad) {
     const struct param *first = block_param(b, slot);
     if (first == NULL) return (struct tensor){0};

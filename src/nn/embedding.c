@@ -129,15 +129,7 @@ void block_embed_merge(struct block *b, const struct model_shape *m) {
     b->config = m;
     struct param_home home = {"model/language_model/", "language_model.model.", -1, PARAM_LANGUAGE,
                               c->frozen};
-    block_declare(b, TABLE, &home,
-                  (struct param_spec){.name = "embed_tokens/weight",
-                                      .hf_name = "embed_tokens/weight",
-                                      .dims = "vocabulary,features",
-                                      .ndim = 2,
-                                      .shape = {c->vocab, c->hidden},
-                                      .cut = vocabulary_cut(c),
-                                      .init = INIT_NORMAL,
-                                      .scale = c->init_std});
+    block_declare(b, TABLE, &home, vocabulary_spec("embed_tokens/weight", c));
     if (!m->newline) return;
     home.prefix = "model/";
     home.hf_prefix = "";

@@ -139,28 +139,12 @@ void block_head(struct block *b, const struct model_shape *m) {
     b->config = m;
     struct param_home home = {"model/language_model/", "language_model.model.", -1, PARAM_LANGUAGE,
                               c->frozen};
-    struct param_spec norm = {.name = "norm/weight",
-                              .hf_name = "norm/weight",
-                              .dims = "features",
-                              .ndim = 1,
-                              .shape = {c->hidden},
-                              .cut = cut_none(),
-                              .init = INIT_ONE,
-                              .no_decay = true};
-    block_declare(b, NORM_W, &home, norm);
-    if (c->norm == NORM_LAYER) {
-        norm.name = norm.hf_name = "norm/bias";
-        norm.init = INIT_ZERO;
-        block_declare(b, NORM_B, &home, norm);
-    }
+    /* On all target rows, gathered: no rows of my own. */
+    struct param_spec gain = norm_spec("norm/weight", "norm/weight", c->hidden, false);
+    struct param_spec bias = norm_spec("norm/bias", "norm/bias", c->hidden, true);
+    gain.rows_local = bias.rows_local = false;
+    block_declare(b, NORM_W, &home, gain);
+    if (c->norm == NORM_LAYER) block_declare(b, NORM_B, &home, bias);
     home.hf_prefix = "language_model.";
-    block_declare(b, HEAD_W, &home,
-                  (struct param_spec){.name = "lm_head/weight",
-                                      .hf_name = "lm_head/weight",
-                                      .dims = "vocabulary,features",
-                                      .ndim = 2,
-                                      .shape = {c->vocab, c->hidden},
-                                      .cut = vocabulary_cut(c),
-                                      .init = INIT_NORMAL,
-                                      .scale = c->init_std});
+    block_declare(b, HEAD_W, &home, vocabulary_spec("lm_head/weight", c));
 }

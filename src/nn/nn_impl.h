@@ -27,6 +27,10 @@ struct param_home {
 };
 void block_declare(struct block *b, int slot, const struct param_home *home,
                    struct param_spec spec);
+/* Gain (1) or bias (0) of a norm over h features that acts on my rows: whole on every rank, no decay. */
+struct param_spec norm_spec(const char *name, const char *hf, int64_t h, bool bias);
+/* [vocabulary, h], its rows cut over tp: the token table and the output head. */
+struct param_spec vocabulary_spec(const char *name, const struct language_config *c);
 
 /* View over the matrices of fused parameters slot..slot+n-1; data NULL if absent (or frozen). */
 struct tensor block_weight(const struct block *b, int slot, int n);

@@ -123,23 +123,14 @@ void block_patch_embed(struct block *b, const struct vision_config *c) {
                                  .ndim = 2,
                                  .shape = {n + 1, h},
                                  .init = INIT_NORMAL,
-                                 .scale = std},
-                                {.name = "pre_layrnorm/weight",
-                                 .dims = "features",
-                                 .ndim = 1,
-                                 .shape = {h},
-                                 .init = INIT_ONE,
-                                 .no_decay = true},
-                                {.name = "pre_layrnorm/bias",
-                                 .dims = "features",
-                                 .ndim = 1,
-                                 .shape = {h},
-                                 .init = INIT_ZERO,
-                                 .no_decay = true}};
-    for (int i = 0; i < 5; i++) {
+                                 .scale = std}};
+    const char *gain = "pre_layrnorm/weight", *bias = "pre_layrnorm/bias";
+    for (int i = 0; i < 3; i++) {
         spec[i].hf_name = spec[i].name;
         spec[i].cut = cut_none();
         spec[i].rows_local = true;
         block_declare(b, i, &home, spec[i]);
     }
+    block_declare(b, LN_W, &home, norm_spec(gain, gain, h, false));
+    block_declare(b, LN_B, &home, norm_spec(bias, bias, h, true));
 }

@@ -41,16 +41,7 @@ void block_select(struct block *b, const struct vision_config *c) {
     b->config = c;
     struct param_home home = {"model/vision_tower/", "vision_tower.vision_model.", -1, PARAM_VISION,
                               true};
-    struct param_spec norm = {.name = "post_layernorm/weight",
-                              .hf_name = "post_layernorm/weight",
-                              .dims = "features",
-                              .ndim = 1,
-                              .shape = {c->hidden},
-                              .cut = cut_none(),
-                              .init = INIT_ONE,
-                              .no_decay = true};
-    block_declare(b, POST_W, &home, norm);
-    norm.name = norm.hf_name = "post_layernorm/bias";
-    norm.init = INIT_ZERO;
-    block_declare(b, POST_B, &home, norm);
+    const char *gain = "post_layernorm/weight", *bias = "post_layernorm/bias";
+    block_declare(b, POST_W, &home, norm_spec(gain, gain, c->hidden, false));
+    block_declare(b, POST_B, &home, norm_spec(bias, bias, c->hidden, true));
 }

@@ -328,18 +328,6 @@ static const struct block_ops transformer_ops = {.name = "transformer",
 /* The tower's last layer with vision_feature_layer = -2: weights without compute. */
 static const struct block_ops identity_ops = {.name = "identity", .out_shape = block_rows};
 
-static struct param_spec norm_spec(const char *name, const char *hf, int64_t h, bool bias) {
-    return (struct param_spec){.name = name,
-                               .hf_name = hf,
-                               .dims = "features",
-                               .ndim = 1,
-                               .shape = {h},
-                               .cut = cut_none(),
-                               .init = bias ? INIT_ZERO : INIT_ONE,
-                               .no_decay = true,
-                               .rows_local = true};
-}
-
 static struct param_spec matrix_spec(const char *name, const char *hf, int64_t out, int64_t in,
                                      struct cut cut, double std, bool fused) {
     return (struct param_spec){.name = name,

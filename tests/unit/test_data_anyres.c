@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "../../src/data/dataset_impl.h"
+#include "pixel_formula.h"
 
 /* LLaVA-1.6's list in tiles, read with height or with width first. */
 static void settings(struct data_settings *set, int size, int patches, bool height_first) {
@@ -26,17 +27,6 @@ static void settings(struct data_settings *set, int size, int patches, bool heig
         set->anyres.width[i] = size * list[i][height_first ? 1 : 0];
         set->anyres.height[i] = size * list[i][height_first ? 0 : 1];
     }
-}
-
-static struct image formula(struct image_scratch *s, int w, int h) {
-    struct image im = {.width = w, .height = h};
-    im.rgb = buffer_reserve(&s->rgb, (size_t)w * (size_t)h * 3);
-    uint8_t *p = im.rgb;
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < w; x++)
-            for (int c = 0; c < 3; c++)
-                *p++ = (uint8_t)((x * (c + 3) + y * (5 - c)) ^ ((x * y) >> 3));
-    return im;
 }
 
 /* Back from normalised values, each of which belongs to one byte. */

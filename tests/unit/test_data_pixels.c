@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "../../src/data/image_impl.h"
+#include "pixel_formula.h"
 
 #define FOLDER "tests/golden/images"
 
@@ -51,17 +51,6 @@ static void test_decode(void **state) {
     fclose(f);
     assert_true(n >= 40);
     image_scratch_free(&s);
-}
-
-static struct image formula(struct image_scratch *s, int w, int h) {
-    struct image im = {.width = w, .height = h};
-    im.rgb = buffer_reserve(&s->rgb, (size_t)w * (size_t)h * 3);
-    uint8_t *p = im.rgb;
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < w; x++)
-            for (int c = 0; c < 3; c++)
-                *p++ = (uint8_t)((x * (c + 3) + y * (5 - c)) ^ ((x * y) >> 3));
-    return im;
 }
 
 static void test_model_input(void **state) {

@@ -32,6 +32,8 @@ struct ckpt_found;
 /* The keys of [checkpoint]; doc/job-file.md says what they mean. */
 struct ckpt_settings {
     const char *save; /* folder; NULL: nothing is saved */
+    /* NULL, or a folder for what could not be saved in `save`; resuming looks into both. */
+    const char *save_second;
     const char *load; /* folder with iter_* or one checkpoint; NULL: the same as save */
     enum ckpt_resume resume;
     int64_t ckpt_step;            /* -1: the newest that verifies */
@@ -43,8 +45,9 @@ struct ckpt_settings {
     enum ckpt_verify verify_save, verify_load;
     bool hash_sha256; /* beside the CRC32C of every file */
     bool reproducible, index, save_derived_weights;
-    const struct ckpt_lock *lock; /* checked in each save; NULL: none was taken */
-    pthread_mutex_t *hdf5_lock;   /* held around all HDF5 calls; NULL: no other thread makes any */
+    const struct ckpt_lock *lock;        /* checked in each save; NULL: none was taken */
+    const struct ckpt_lock *lock_second; /* that of save_second */
+    pthread_mutex_t *hdf5_lock; /* held around all HDF5 calls; NULL: no other thread makes any */
     /* Asked by ckpt_resume on every rank between finding and loading, unless only weights are taken;
      * may communicate; the same code on every rank, not 0 refuses. NULL: all are welcome. */
     int (*accept)(void *arg, const struct ckpt_found *found);
@@ -103,7 +106,8 @@ struct ckpt_state {
     int64_t n_provenance;
     const struct ckpt_row *history;
     int64_t n_history;
-    int64_t *saved_bytes; /* NULL, or where a save adds the bytes of its files (rank 0: of all) */
+    int64_t *saved_bytes;  /* NULL, or where a save adds the bytes of its files (rank 0: of all) */
+    const char **saved_in; /* NULL, or where a save leaves its folder: save or save_second */
 };
 
 /* Collective over the world, before ckpt_find. A lock of a run that is surely gone (same job started
@@ -117,7 +121,9 @@ void ckpt_unlock(struct ckpt_lock *lock);
  * CRC32C before writing, every return code checked, fsync, read back, vote, manifest, rename,
  * retention. A failure removes the temporary folder, leaves older checkpoints alone and returns
  * the same code on every rank with the failing rank's sentence recorded (EXIT_IO, EXIT_CANT_CREATE,
- * EXIT_NO_PERMISSION): the caller may print it, error_clear() and go on training. */
+ * EXIT_NO_PERMISSION): the caller may print it, error_clear() and go on training. Where that happens
+ * in `save` and save_second is given, the same state is written there, unless the lock of `save` was
+ * lost: then another run goes on from it. */
 int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state);
 
 /* ---- the same while training goes on -----------------------------------------------------------

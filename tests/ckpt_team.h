@@ -85,7 +85,7 @@ static struct ckpt_counters case_counters(int64_t step) {
 }
 
 /* The code of ckpt_save. */
-static int64_t case_save(const struct grid *grid, void *arg) {
+static inline int64_t case_save(const struct grid *grid, void *arg) {
     const struct ckpt_job *job = arg;
     struct ckpt_settings s = case_settings(job, job->folder);
     struct model m;
@@ -103,7 +103,7 @@ static int64_t case_save(const struct grid *grid, void *arg) {
 
 /* The step that was found and holds the values of that step in every element; 0: none was there;
  * -code: an error; -1000 - n: n elements (or counters) are wrong. */
-static int64_t case_load(const struct grid *grid, void *arg) {
+static inline int64_t case_load(const struct grid *grid, void *arg) {
     const struct ckpt_job *job = arg;
     struct ckpt_settings s = case_settings(job, job->folder);
     struct ckpt_settings other = case_settings(job, job->other);

@@ -10,6 +10,10 @@
 struct ckpt_pending {
     struct save save;
     struct ckpt_state state;
+    struct ckpt_settings second; /* for save_second, while that is tried */
+    char *host;
+    size_t host_bytes;
+    bool copied;
     int (*work)(struct save *s); /* of the thread */
     pthread_t thread;
     bool started, committing;
@@ -52,23 +56,44 @@ static int finish(struct ckpt_pending *p) {
     return p->rc;
 }
 
+/* 0: the thread writes. Else the save into that folder is over. Collective. */
+static int begin_in(struct ckpt_pending *p, const struct ckpt_settings *settings) {
+    int rc = phase_begin(&p->save, settings, &p->state);
+    if (rc != 0) return phase_end(&p->save, rc);
+    if (p->copied)
+        p->save.copy = p->host;
+    else
+        phase_copy(&p->save, p->host, p->host_bytes);
+    p->copied = true;
+    p->committing = false;
+    start(p, phase_write);
+    return 0;
+}
+
+/* After a failure with rc: the next folder, if there is one. Collective. */
+static int begin_second(struct ckpt_pending *p, const struct ckpt_settings *settings, int rc) {
+    const struct group *world = grid_group(p->state.grid, GROUP_WORLD);
+    if (!phase_try_second(settings, world, rc)) return rc;
+    p->second = ckpt_second(settings);
+    return begin_in(p, &p->second);
+}
+
 int ckpt_save_begin(const struct ckpt_settings *settings, const struct ckpt_state *state,
                     char *host, size_t host_bytes, struct ckpt_pending **pending) {
     struct ckpt_pending *p = xcalloc(1, sizeof *p);
     *pending = NULL;
     p->state = *state;
+    p->host = host;
+    p->host_bytes = host_bytes;
     h5_begin(settings); /* the library starts on the main thread: a parallel one calls MPI then */
     h5_end(settings);
-    int rc = phase_begin(&p->save, settings, &p->state);
-    if (rc != 0) {
-        rc = phase_end(&p->save, rc);
+    int rc = begin_in(p, settings);
+    if (rc != 0) rc = begin_second(p, settings, rc);
+    if (rc == 0)
+        *pending = p;
+    else
         free(p);
-        return rc;
-    }
-    phase_copy(&p->save, host, host_bytes);
-    start(p, phase_write);
-    *pending = p;
-    return 0;
+    return rc;
 }
 
 bool ckpt_save_busy(const struct ckpt_pending *pending) {
@@ -86,7 +111,9 @@ int ckpt_save_next(struct ckpt_pending **pending) {
         if (rc == 0 && group_rank(p->save.world) == 0) start(p, phase_commit);
         if (rc == 0) return 0;
     }
+    const struct ckpt_settings *settings = p->save.set;
     rc = phase_end(&p->save, rc);
+    if (rc != 0 && (rc = begin_second(p, settings, rc)) == 0) return 0;
     free(p);
     *pending = NULL;
     return rc;

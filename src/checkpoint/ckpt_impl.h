@@ -165,6 +165,9 @@ void text_printable(const char *text, char *out, size_t size); /* control charac
 /* Exit code for a failed call that should have made something: by errno. */
 int exit_code_of_errno(int error);
 
+/* The same settings for save_second, which has no second one. */
+struct ckpt_settings ckpt_second(const struct ckpt_settings *s);
+
 /* ---- names and states of checkpoint folders ------------------------------------------------------ */
 int64_t ckpt_folder_step(const char *name); /* of "iter_0001000"; -1: the name is anything else */
 void ckpt_shard_name(char *name, size_t size, int64_t step, int64_t index, int64_t count);
@@ -184,6 +187,7 @@ int ckpt_commit_folder(const struct ckpt_settings *s, const char *tmp, int64_t s
 /* Fencing, before a save and before each rename in it: the lock is still ours (NULL: none was taken).
  * EXIT_NO_PERMISSION; EXIT_IO: it cannot be read. */
 int ckpt_lock_check(const struct ckpt_lock *lock);
+bool ckpt_lock_lost(const struct ckpt_lock *lock); /* another run holds it; records nothing */
 /* The holder's sign of life is the time of its file, set every so many seconds. */
 #define CKPT_BEAT_SECONDS 10
 int lock_beat_begin(const char *path, struct ckpt_beat **beat);

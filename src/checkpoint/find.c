@@ -8,8 +8,6 @@
 
 /* ---- rank 0: where to look, and what is there --------------------------------------------------------- */
 struct source {
-    char *folder;
-    bool single; /* folder is one checkpoint, not a folder of them */
     bool weights_only;
     char **dir; /* candidates, newest first */
     int64_t *step;
@@ -20,7 +18,6 @@ static void source_free(struct source *s) {
     for (int64_t i = 0; i < s->n; i++) free(s->dir[i]);
     free(s->dir);
     free(s->step);
-    free(s->folder);
 }
 
 static void add_candidate(struct source *s, char *dir, int64_t step) {
@@ -35,19 +32,42 @@ static void add_candidate(struct source *s, char *dir, int64_t step) {
     s->step[i] = step;
 }
 
-static int list_candidates(struct source *s) {
+/* The file is advisory: a difference is told and nothing more. */
+static void compare_latest(const char *folder, int64_t newest) {
+    char *path = xasprintf("%s/%s", folder, CKPT_LATEST), *text = NULL;
+    size_t bytes;
+    int64_t step;
+    if (access(path, F_OK) == 0 && file_read(path, 64, &text, &bytes) == 0) {
+        text[strcspn(text, "\r\n")] = 0;
+        if (!parse_int64(text, &step) || step != newest)
+            log_warn("%s does not name the newest checkpoint, that of step %lld; the folders count",
+                     path, (long long)newest);
+    }
+    error_clear();
+    free(text);
+    free(path);
+}
+
+/* *n: how many there are in it. */
+static int list_candidates(struct source *s, const char *folder, int64_t *n) {
     struct name_list list;
-    if (!folder_exists(s->folder)) return 0;
-    TRY(folder_list(s->folder, &list));
+    int64_t newest = -1;
+    *n = 0;
+    if (!folder_exists(folder)) return 0;
+    TRY(folder_list(folder, &list));
     for (int64_t i = 0; i < list.n; i++) {
         int64_t step = ckpt_folder_step(list.name[i]);
-        char *dir = xasprintf("%s/%s", s->folder, list.name[i]);
-        if (step >= 0 && folder_exists(dir))
-            add_candidate(s, dir, step);
-        else
+        char *dir = xasprintf("%s/%s", folder, list.name[i]);
+        if (step < 0 || !folder_exists(dir)) {
             free(dir);
+            continue;
+        }
+        add_candidate(s, dir, step);
+        if (step > newest) newest = step;
+        ++*n;
     }
     name_list_free(&list);
+    if (*n > 0) compare_latest(folder, newest);
     return 0;
 }
 
@@ -58,42 +78,47 @@ static bool has_file(const char *folder, const char *name) {
     return there;
 }
 
-/* The file is advisory: a difference is told and nothing more. */
-static void compare_latest(const struct source *s) {
-    char *path = xasprintf("%s/%s", s->folder, CKPT_LATEST), *text = NULL;
-    size_t bytes;
-    int64_t step;
-    if (s->n > 0 && access(path, F_OK) == 0 && file_read(path, 64, &text, &bytes) == 0) {
-        text[strcspn(text, "\r\n")] = 0;
-        if (!parse_int64(text, &step) || step != s->step[0])
-            log_warn("%s does not name the newest checkpoint, %s; the folders count", path,
-                     s->dir[0]);
-    }
-    error_clear();
-    free(text);
-    free(path);
-}
-
 static int use_load(const struct ckpt_settings *c, struct source *s) {
-    s->folder = xstrdup(c->load);
+    int64_t n;
     s->weights_only = c->finetune;
     if (!folder_exists(c->load))
         return error_raise(EXIT_NO_INPUT, "[checkpoint] load = %s: there is no such folder",
                            c->load);
-    s->single = has_file(c->load, CKPT_MANIFEST);
-    if (s->single) {
+    if (has_file(c->load, CKPT_MANIFEST)) {
         struct ckpt_manifest *m;
         TRY(ckpt_read_manifest(c->load, &m));
         add_candidate(s, xstrdup(c->load), m->step);
         manifest_free(m);
         return 0;
     }
-    TRY(list_candidates(s));
-    if (s->n > 0) return 0;
+    TRY(list_candidates(s, c->load, &n));
+    if (n > 0) return 0;
     return error_raise(EXIT_NO_INPUT,
                        "[checkpoint] load = %s holds no checkpoint (no iter_* "
                        "folder, no %s)",
                        c->load, CKPT_MANIFEST);
+}
+
+/* A folder that this run saves into: what a crash left is cleared up, its checkpoints are listed. */
+static int use_own(const struct ckpt_settings *c, struct source *s) {
+    int64_t n;
+    if (ckpt_recover(c) != 0) {
+        log_warn("left-overs in %s could not be cleared: %s", c->save, error_text());
+        error_clear();
+    }
+    TRY(list_candidates(s, c->save, &n));
+    bool latest = has_file(c->save, CKPT_LATEST);
+    if (c->resume == CKPT_RESUME_NEVER && (n > 0 || latest))
+        return error_raise(EXIT_RESUME,
+                           "[checkpoint] resume = never, but save = %s holds checkpoints: "
+                           "give another folder, or resume = auto",
+                           c->save);
+    if (n == 0 && latest)
+        return error_raise(EXIT_BAD_DATA,
+                           "%s/%s exists, but the folder holds no checkpoint: they were moved "
+                           "or removed; remove the file too to start anew",
+                           c->save, CKPT_LATEST);
+    return 0;
 }
 
 /* No candidates and no error: start anew. */
@@ -101,32 +126,16 @@ static int find_source(const struct ckpt_settings *c, struct source *s) {
     *s = (struct source){0};
     fault_point("resume.list.before");
     bool other_load = c->load && (!c->save || strcmp(c->load, c->save) != 0);
-    if (c->save && ckpt_recover(c) != 0) {
-        log_warn("left-overs in %s could not be cleared: %s", c->save, error_text());
-        error_clear();
+    if (c->save) TRY(use_own(c, s));
+    if (c->save && c->save_second) {
+        struct ckpt_settings second = ckpt_second(c);
+        TRY(use_own(&second, s));
     }
-    if (c->save) {
-        s->folder = xstrdup(c->save);
-        TRY(list_candidates(s));
-        bool latest = has_file(c->save, CKPT_LATEST);
-        if (c->resume == CKPT_RESUME_NEVER && (s->n > 0 || latest))
-            return error_raise(EXIT_RESUME,
-                               "[checkpoint] resume = never, but save = %s holds checkpoints: "
-                               "give another folder, or resume = auto",
-                               c->save);
-        if (s->n == 0 && latest)
-            return error_raise(EXIT_BAD_DATA,
-                               "%s/%s exists, but the folder holds no checkpoint: they were moved "
-                               "or removed; remove the file too to start anew",
-                               c->save, CKPT_LATEST);
-        if (s->n > 0) {
-            if (other_load)
-                log_warn("%s holds checkpoints of this run already: load = %s is not used", c->save,
-                         c->load);
-            return 0;
-        }
-        free(s->folder);
-        s->folder = NULL;
+    if (s->n > 0) {
+        if (other_load)
+            log_warn("%s holds checkpoints of this run already: load = %s is not used", c->save,
+                     c->load);
+        return 0;
     }
     if (other_load && (c->resume != CKPT_RESUME_NEVER || c->finetune)) return use_load(c, s);
     if (c->resume == CKPT_RESUME_MUST)
@@ -283,7 +292,6 @@ int ckpt_find(const struct ckpt_settings *settings, const struct grid *grid,
     if (group_rank(world) == 0) {
         rc = find_source(settings, &s);
         fault_point("resume.list.after");
-        if (!rc && !s.single) compare_latest(&s);
     }
     rc = ckpt_agree(world, rc);
     int64_t told[2] = {s.n, s.weights_only};

@@ -78,6 +78,8 @@ static int read_holder(const char *path, struct holder *h, bool *there) {
     size_t bytes;
     memset(h, 0, sizeof *h);
     *there = access(path, F_OK) == 0;
+    if (!*there && errno != ENOENT && errno != ENOTDIR)
+        return error_raise(EXIT_IO, "%s cannot be looked at: %s", path, strerror(errno));
     if (!*there) return 0;
     int rc = file_read(path, 4096, &text, &bytes);
     if (rc == EXIT_NO_INPUT) { /* gone in between */
@@ -196,6 +198,14 @@ int ckpt_lock_check(const struct ckpt_lock *lock) {
                            lock->path);
     return strcmp(h.nonce, lock->nonce) == 0 ? 0
                                              : refuse(lock->path, &h, 0, "it took the lock over");
+}
+
+bool ckpt_lock_lost(const struct ckpt_lock *lock) {
+    struct holder h;
+    bool there, lost = lock && lock->path && read_holder(lock->path, &h, &there) == 0 && there &&
+                       strcmp(h.nonce, lock->nonce) != 0;
+    error_clear();
+    return lost;
 }
 
 void ckpt_unlock(struct ckpt_lock *lock) {

@@ -273,6 +273,7 @@ int phase_end(struct save *s, int rc) {
         error_note(rc, "and it remains where it is until the next start");
     if (!rc && s->st->run_uuid) memcpy(s->st->run_uuid, s->m->run_uuid, 37);
     if (!rc && s->st->parent_uuid) memcpy(s->st->parent_uuid, s->m->uuid, 37);
+    if (!rc && s->st->saved_in) *s->st->saved_in = s->set->save;
     for (int64_t i = 0; !rc && s->st->saved_bytes && i < s->m->n_files; i++)
         *s->st->saved_bytes += s->m->file[i].bytes;
     part_list_free(&s->part);
@@ -282,10 +283,41 @@ int phase_end(struct save *s, int rc) {
     return rc;
 }
 
-int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state) {
+struct ckpt_settings ckpt_second(const struct ckpt_settings *s) {
+    struct ckpt_settings second = *s;
+    second.save = s->save_second;
+    second.lock = s->lock_second;
+    second.save_second = NULL;
+    second.lock_second = NULL;
+    return second;
+}
+
+bool phase_try_second(const struct ckpt_settings *settings, const struct group *world, int rc) {
+    if (rc == 0 || settings->save_second == NULL) return false;
+    char *why = xstrdup(error_text());
+    error_clear();
+    int64_t lost = ckpt_lock_lost(settings->lock);
+    comm_allreduce_i64(world, &lost, 1, REDUCE_MAX);
+    if (lost)
+        ckpt_record_lines(rc, "", why);
+    else if (group_rank(world) == 0)
+        log_warn("%s: the save failed and is tried in %s: %s", settings->save,
+                 settings->save_second, why);
+    free(why);
+    return lost == 0;
+}
+
+static int save_once(const struct ckpt_settings *settings, const struct ckpt_state *state) {
     struct save s;
     int rc = phase_begin(&s, settings, state);
     if (!rc) rc = phase_vote(&s, phase_write(&s));
     if (!rc && group_rank(s.world) == 0) rc = phase_commit(&s);
     return phase_end(&s, rc);
+}
+
+int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state) {
+    int rc = save_once(settings, state);
+    if (!phase_try_second(settings, grid_group(state->grid, GROUP_WORLD), rc)) return rc;
+    struct ckpt_settings second = ckpt_second(settings);
+    return save_once(&second, state);
 }

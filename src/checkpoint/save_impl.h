@@ -40,5 +40,8 @@ int phase_commit(struct save *s);
 /* Collective: agrees on rc, a code of phase_commit or one already agreed on, and returns it. Without
  * success the folder goes. */
 int phase_end(struct save *s, int rc);
+/* Collective: after a save into settings->save that failed with rc, whether settings->save_second is to
+ * be tried; then the sentences of the failure were told. */
+bool phase_try_second(const struct ckpt_settings *settings, const struct group *world, int rc);
 
 #endif

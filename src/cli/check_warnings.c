@@ -56,7 +56,8 @@ static bool holds_checkpoint(const char *folder) {
 static bool starts_from_weights(const struct config *c) {
     if (c->checkpoint.pretrained_checkpoint != NULL) return true;
     if (c->checkpoint.resume == RESUME_NEVER) return false;
-    return holds_checkpoint(c->checkpoint.save) || holds_checkpoint(c->checkpoint.load);
+    return holds_checkpoint(c->checkpoint.save) || holds_checkpoint(c->checkpoint.save_second) ||
+           holds_checkpoint(c->checkpoint.load);
 }
 
 static void warn_frozen_random(struct check_report *r) {

@@ -262,6 +262,9 @@ static void check_checkpoint(struct config *cfg) {
     needs_path(cfg, &c->save_interval, &c->save, "save");
     needs_path(cfg, &c->save_retain_interval, &c->save, "save");
     needs_path(cfg, &c->most_recent_k, &c->save, "save");
+    needs_path(cfg, &c->save_second, &c->save, "save");
+    if (c->save != NULL && c->save_second != NULL && strcmp(c->save, c->save_second) == 0)
+        config_raise(cfg, &c->save_second, "it is the folder save itself");
     needs_path(cfg, &c->ckpt_step, &c->load, "load or save");
     needs_path(cfg, &c->no_load_optim, &c->load, "load or save");
     needs_path(cfg, &c->no_load_rng, &c->load, "load or save");

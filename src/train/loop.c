@@ -169,6 +169,7 @@ int train_run(struct config *cfg) {
     if (rc == EXIT_NUMERIC) save_wait(&r); /* all ranks are here: what is being written is good */
     if (rc != 0 && rc != EXIT_AGAIN) {
         report_status(&r, "failed", rc, error_text());
+        ckpt_unlock(&r.lock_second);
         ckpt_unlock(&r.lock); /* a start on another host could not tell that this one is over */
         return rc;            /* memory is left: other ranks may still be inside a message */
     }

@@ -17,6 +17,7 @@ struct saving {
     size_t host_bytes;
     struct ckpt_pending *pending; /* being written beside the training */
     int64_t step, bytes;          /* of the save under way or done last */
+    const char *folder;           /* save or save_second: where the last good one is */
     double begun;
     bool told;     /* that it takes long */
     double *stall; /* seconds that training stood still, of each save of this run */
@@ -46,8 +47,8 @@ struct run {
     bool first_rank, last_stage;
 
     struct ckpt_settings ckpt;
-    bool foreign;          /* pretrained_checkpoint is a safetensors file or folder */
-    struct ckpt_lock lock; /* of ckpt.save */
+    bool foreign;                       /* pretrained_checkpoint is a safetensors file or folder */
+    struct ckpt_lock lock, lock_second; /* of ckpt.save, ckpt.save_second */
     struct ckpt_counters at;
     struct ckpt_row *history;
     int64_t n_history;

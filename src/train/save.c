@@ -27,6 +27,7 @@ void save_end(struct run *r) {
     free(r->saving.stall);
     pthread_mutex_destroy(&r->hdf5_lock);
     ckpt_unlock(&r->lock);
+    ckpt_unlock(&r->lock_second);
 }
 
 /* The order of samples is a function of these. */
@@ -40,6 +41,7 @@ void save_setup(struct run *r) {
     const struct config *c = r->cfg;
     r->ckpt = (struct ckpt_settings){
         .save = c->checkpoint.save,
+        .save_second = c->checkpoint.save_second,
         .load = c->checkpoint.load,
         .resume = c->checkpoint.resume == RESUME_NEVER  ? CKPT_RESUME_NEVER
                   : c->checkpoint.resume == RESUME_MUST ? CKPT_RESUME_MUST
@@ -64,6 +66,7 @@ void save_setup(struct run *r) {
         .index = c->checkpoint.index,
         .save_derived_weights = c->checkpoint.save_derived_weights,
         .lock = &r->lock,
+        .lock_second = &r->lock_second,
         .hdf5_lock = &r->hdf5_lock,
         .accept = resume_accept,
         .accept_arg = r};
@@ -123,6 +126,7 @@ int save_resume(struct run *r) {
     r->history = xcalloc((size_t)r->cfg->derived.train_iters + 1, sizeof *r->history);
     if (r->ckpt.load == NULL && r->ckpt.save == NULL && !r->foreign) return 0;
     if (r->ckpt.save != NULL) TRY(ckpt_lock(r->ckpt.save, r->grid, &r->lock));
+    if (r->ckpt.save_second != NULL) TRY(ckpt_lock(r->ckpt.save_second, r->grid, &r->lock_second));
     struct ckpt_found found = {0};
     struct ckpt_state state = save_state(r);
     state.history = NULL;
@@ -167,7 +171,7 @@ int save_load_weights(struct run *r, const char *from, char **dir) {
     if (hf_is_source(from)) return load_foreign(r, from, dir);
     save_setup(r);
     r->ckpt.load = from;
-    r->ckpt.save = NULL;
+    r->ckpt.save = r->ckpt.save_second = NULL;
     r->ckpt.resume = CKPT_RESUME_MUST;
     r->ckpt.finetune = true; /* weights alone */
     struct ckpt_state state = save_state(r);

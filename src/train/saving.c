@@ -84,7 +84,7 @@ static int over(struct run *r, int rc) {
         r->last_saved = s->step;
         s->failures = 0;
         log_info("saved step %lld in %s (%.2f s, %.3f GB/s; training stood still for %.3f s)",
-                 (long long)s->step, r->ckpt.save, seconds, (double)s->bytes / seconds * 1e-9,
+                 (long long)s->step, s->folder, seconds, (double)s->bytes / seconds * 1e-9,
                  s->stall[s->n_stalls - 1]);
         return 0;
     }
@@ -151,6 +151,7 @@ int save_checkpoint(struct run *r, bool last) {
     if (last && r->last_saved == r->at.step) return 0;
     struct ckpt_state state = save_state(r);
     state.saved_bytes = &s->bytes;
+    state.saved_in = &s->folder;
     s->step = r->at.step;
     s->bytes = 0;
     s->told = false;

@@ -105,6 +105,20 @@ for rank in 0 1; do
     verdict "and the job goes on from there" goes_on
 done
 
+# A second folder: the same full disk stops nothing, and the next start finds what was saved there.
+for rank in 0 1; do
+    fresh
+    rm -rf "$dir/second"
+    # shellcheck disable=SC2046
+    train $(fault $((n[rank] * 45 / 100)) FULL $rank) -- "checkpoint:save_second=$dir/second"
+    code=$?
+    verdict "save_second: a full disk on rank $rank is survived (code $code)" \
+        test $code = 0 -a "$(grep -c 'the save failed and is tried in' "$dir/log")" -ge 2
+    verdict "and what is there is named" grep -q "saved step 4 in $dir/second" "$dir/log"
+    train -- "checkpoint:save_second=$dir/second"
+    verdict "and gone on from" grep -q "resumed from $dir/second/iter_0000004, step 4; 0 steps lost" "$dir/log"
+done
+
 for place in $places; do
     for rank in 0 1; do
         k=$((n[rank] * place / 100))

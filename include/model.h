@@ -67,6 +67,8 @@ void stage_allocate(struct stage *st, struct backend *be, struct arena *life);
 void stage_tables_fill(struct stage *st, struct backend *be); /* rotary tables */
 /* Generation: caches of keys and values for sequences up to so many rows, from the life arena. */
 void stage_allocate_caches(struct stage *st, struct backend *be, int64_t rows, struct arena *life);
+/* Generation, on the last stage: [1, my columns of the vocabulary], from the life arena. */
+struct tensor stage_allocate_logits(const struct stage *st, struct backend *be, struct arena *life);
 
 /* Which parts of the stack a stage holds, and so which tables of a micro-batch it needs. */
 struct stage_needs {

@@ -15,15 +15,15 @@ struct rank_plan {
     int64_t parameters; /* held by this rank, shards of cut tensors */
     int64_t trainable;
     size_t weights, gradients, tables, optimizer; /* of the life of the run */
-    size_t caches;                                /* of generation, life of the run too */
-    size_t activations;                           /* slots of the micro-batches in flight */
+    size_t caches, logits; /* of generation, life of the run too: keys and values, one row */
+    size_t activations;    /* slots of the micro-batches in flight */
     size_t messages, scratch, workspace;
     size_t snapshot;                     /* host copy of what this rank writes, with async_save */
     size_t group_workspace[GROUP_COUNT]; /* of the collectives of each group; sum: workspace */
     struct pipeline_memory pipeline;
 };
-size_t
-rank_plan_life(const struct rank_plan *p); /* weights + gradients + tables + optimizer + caches */
+/* weights + gradients + tables + optimizer + caches + logits */
+size_t rank_plan_life(const struct rank_plan *p);
 size_t rank_plan_step(const struct rank_plan *p); /* activations + messages */
 size_t rank_plan_total(const struct rank_plan *p);
 
@@ -34,7 +34,7 @@ struct plan_layout { /* one grid and what runs on it */
     enum dtype dtype;
     enum recompute recompute;
     int64_t recompute_layers;
-    int64_t cache_rows; /* generation: longest sequence, 0: no caches */
+    int64_t cache_rows; /* generation: longest sequence, 0: no caches, no row of logits */
     struct pipeline_settings pipeline;
     struct optim_settings optim;
     bool snapshot, save_moments; /* async_save; the optimizer's state is saved too */

@@ -14,7 +14,8 @@ int train_run(struct config *cfg);
 int train_evaluate(struct config *cfg, const char *checkpoint);
 
 /* strata generate: answers of a checkpoint. Text goes to stdout as it comes, or LLaVA's JSON lines to
- * [generate] answer_file. Collective over the world, which must be one copy of the model. */
+ * [generate] answer_file. Collective over the world: the copies of the model deal the questions of a
+ * file out among them. */
 struct generate_request {
     const char *checkpoint; /* NULL: the job's newest */
     const char *prompt;     /* NULL: [generate] prompt_file */
@@ -63,6 +64,11 @@ int64_t train_eval_steps(const struct config *cfg, const struct dataset *valid);
 /* split_spec as numbers [PP]; auto is solved and written into cfg. free() it, after an error too. */
 int train_split(struct config *cfg, const struct stack *s, const struct microbatch *largest,
                 int64_t **split);
+/* What generation and evaluation run: the stack frozen, without sequence parallelism (which cuts no
+ * weight); the layout without what training adds. cache_rows: of the longest sequence, 0: none. */
+int train_infer_stack(const struct config *cfg, struct stack *s);
+void train_infer_layout(const struct config *cfg, const int64_t *split, int micro_batches,
+                        int64_t cache_rows, struct plan_layout *out);
 /* "a,b,c" of PP numbers; free() it. */
 char *train_split_text(const int64_t *split, int64_t pp);
 /* EXIT_USAGE with the bytes by kind and three remedies if a rank needs more than memory_limit_gib. */

@@ -10,7 +10,7 @@
 
 /* ---- the command line -------------------------------------------------------------------------- */
 struct options {
-    bool json;
+    bool json, generate;
     int64_t ranks; /* 0: not given */
     int argc;      /* what is left: the job file and its overrides */
     char **argv;
@@ -29,11 +29,14 @@ static int read_options(int argc, char **argv, struct options *o) {
     for (int i = 0; i < argc; i++) {
         if (strcmp(argv[i], "--json") == 0) {
             o->json = true;
+        } else if (strcmp(argv[i], "--generate") == 0) {
+            o->generate = true;
         } else if (strcmp(argv[i], "--ranks") == 0) {
             TRY(read_ranks(i + 1 < argc ? argv[i + 1] : NULL, &o->ranks));
             i++;
         } else if (strncmp(argv[i], "--", 2) == 0) {
-            return error_raise(EXIT_USAGE, "strata check knows --ranks N and --json, not \"%s\"",
+            return error_raise(EXIT_USAGE,
+                               "strata check knows --ranks N, --generate and --json, not \"%s\"",
                                argv[i]);
         } else {
             o->argv[o->argc++] = argv[i];
@@ -122,8 +125,18 @@ static void plan_cuts(struct check_report *r) {
     }
 }
 
-static int make_plan(struct check_report *r) {
-    TRY(find_vocabulary(r));
+/* strata generate: one question of decoder_seq_length rows with an image, answer included. */
+static int plan_generation(struct check_report *r) {
+    int64_t rows = r->cfg->language.decoder_seq_length;
+    TRY(train_infer_stack(r->cfg, &r->stack));
+    r->largest = plan_microbatch_sized(&r->stack, 1, 1, rows, rows, 1);
+    r->split_auto = r->cfg->parallel.split_spec.n == 0;
+    TRY(train_split(r->cfg, &r->stack, r->largest, &r->split));
+    train_infer_layout(r->cfg, r->split, 1, rows, &r->layout);
+    return 0;
+}
+
+static int plan_training(struct check_report *r) {
     find_data(r, DATA_TRAIN, &r->data);
     find_data(r, DATA_VALID, &r->valid);
     TRY(stack_build(r->cfg, &r->stack));
@@ -131,6 +144,12 @@ static int make_plan(struct check_report *r) {
     r->split_auto = r->cfg->parallel.split_spec.n == 0;
     TRY(train_split(r->cfg, &r->stack, r->largest, &r->split));
     plan_layout_from_config(r->cfg, r->split, &r->layout);
+    return 0;
+}
+
+static int make_plan(struct check_report *r) {
+    TRY(find_vocabulary(r));
+    TRY(r->generate ? plan_generation(r) : plan_training(r));
     r->stage = xcalloc((size_t)r->layout.pp, sizeof *r->stage);
     TRY(plan_step(&r->stack, &r->layout, r->largest, r->stage, &r->step));
     plan_cuts(r);
@@ -167,6 +186,7 @@ static int check_job(const struct options *o, struct check_report *r, bool *plan
         return error_raise(EXIT_USAGE, "strata check plans for up to %d ranks, not %lld", RANKS_MAX,
                            (long long)ranks);
     TRY(config_check_world(r->cfg, ranks));
+    r->generate = o->generate;
     TRY(make_plan(r));
     *planned = true;
     check_find_warnings(r);

@@ -15,6 +15,7 @@ struct check_report {
     struct dataset *data;  /* NULL: no index yet, the largest micro-batch is assumed */
     struct dataset *valid; /* NULL: none, or no index yet */
     struct microbatch *largest;
+    bool generate; /* the plan of strata generate, not of train */
     bool split_auto;
     int64_t *split;
     struct plan_layout layout;

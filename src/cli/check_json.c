@@ -80,6 +80,8 @@ static struct json *bytes_json(const struct rank_plan *p) {
     put_integer(o, "scratch", (int64_t)p->scratch);
     put_integer(o, "workspace", (int64_t)p->workspace);
     put_integer(o, "snapshot", (int64_t)p->snapshot);
+    put_integer(o, "caches", (int64_t)p->caches);
+    put_integer(o, "logits", (int64_t)p->logits);
     put_integer(o, "total", (int64_t)rank_plan_total(p));
     return o;
 }

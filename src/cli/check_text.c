@@ -143,15 +143,35 @@ static void print_rank(const struct rank_plan *p, int rank, FILE *to) {
             mib(p->scratch), mib(p->workspace), mib(p->snapshot), mib(rank_plan_total(p)));
 }
 
+/* In place of what training alone has: gradients, optimizer, snapshot. */
+static void print_generating_rank(const struct rank_plan *p, int rank, FILE *to) {
+    fprintf(
+        to,
+        "  %5d %3d %3d %3d %3d..%-3d %10.2f %10.2f %10.2f %8.2f %11.2f %9.2f %9.2f %9.2f %11.2f\n",
+        rank, p->tp, p->pp, p->dp, p->first, p->end - 1, mib(p->weights), mib(p->caches),
+        mib(p->logits), mib(p->tables), mib(p->activations), mib(p->messages), mib(p->scratch),
+        mib(p->workspace), mib(rank_plan_total(p)));
+}
+
 static void print_memory(const struct check_report *r, FILE *to) {
     double limit = r->cfg->run.memory_limit_gib;
     int most = 0;
-    fprintf(to, "\nmemory per rank (MiB; what train takes before its first step)\n");
-    fprintf(to, "   rank  tp  pp  dp  layers     weights  gradients  optimizer   tables activations"
+    if (r->generate)
+        fprintf(
+            to,
+            "\nmemory per rank (MiB; what generate takes for a question of %" PRId64
+            " rows and one image, its answer included)\n"
+            "   rank  tp  pp  dp  layers     weights keys+values     logits   tables activations"
+            "  messages   scratch workspace       total\n",
+            r->cfg->language.decoder_seq_length);
+    else
+        fprintf(to,
+                "\nmemory per rank (MiB; what train takes before its first step)\n"
+                "   rank  tp  pp  dp  layers     weights  gradients  optimizer   tables activations"
                 "  messages   scratch workspace  snapshot       total\n");
     for (int i = 0; i < r->n_ranks; i++) {
         if (rank_plan_total(&r->rank[i]) > rank_plan_total(&r->rank[most])) most = i;
-        if (i < ROWS_MAX) print_rank(&r->rank[i], i, to);
+        if (i < ROWS_MAX) (r->generate ? print_generating_rank : print_rank)(&r->rank[i], i, to);
     }
     if (r->n_ranks > ROWS_MAX)
         fprintf(to, "  and %d ranks more; --json has all\n", r->n_ranks - ROWS_MAX);

@@ -79,6 +79,12 @@ void stage_allocate_caches(struct stage *st, struct backend *be, int64_t rows, s
     }
 }
 
+struct tensor stage_allocate_logits(const struct stage *st, struct backend *be,
+                                    struct arena *life) {
+    struct cut cut = vocabulary_cut(&st->stack->shape.language);
+    return tensor_alloc(life, 1, cut_part(&cut, st->tp_size, st->tp_rank).total, be->dtype);
+}
+
 void stage_tables_fill(struct stage *st, struct backend *be) {
     if (st->rope.rows > 0)
         be->ops->rope_table(be, st->stack->shape.language.rotary_base, &st->rope);

@@ -5,7 +5,7 @@
 #include "plan_impl.h"
 
 size_t rank_plan_life(const struct rank_plan *p) {
-    return p->weights + p->gradients + p->tables + p->optimizer + p->caches;
+    return p->weights + p->gradients + p->tables + p->optimizer + p->caches + p->logits;
 }
 
 size_t rank_plan_step(const struct rank_plan *p) {
@@ -111,6 +111,9 @@ static int measure_stage(struct stage *st, const struct plan_layout *l, const st
         size_t before = align_up(life.peak);
         stage_allocate_caches(st, be, l->cache_rows, &life);
         out->caches = align_up(life.peak) - before;
+        before = align_up(life.peak);
+        if (out->pp == l->pp - 1) stage_allocate_logits(st, be, &life);
+        out->logits = align_up(life.peak) - before;
     }
     pipeline_measure(st, be, grid, l->pp, out->pp, &l->pipeline, largest, &out->pipeline);
     TRY(measure_optimizer(st, l, grid, be, &life, out));

@@ -78,7 +78,7 @@ static void answer_id(const struct answer *a, const struct question *q, const ch
     hex[22] = 0;
 }
 
-int answer_write(const struct answer *a, const struct question *q, const char *model, FILE *to) {
+char *answer_line(const struct answer *a, const struct question *q, const char *model) {
     char hex[65];
     answer_id(a, q, model, hex);
     struct json *o = json_new_object(), *more = json_new_object();
@@ -91,12 +91,10 @@ int answer_write(const struct answer *a, const struct question *q, const char *m
     json_set(more, "finish_reason", json_new_string(a->ended ? "stop" : "length"));
     json_set(more, "tokens", json_new_integer(a->ids.n));
     json_set(o, "metadata", more);
-    char *text = json_text(o, 0);
-    int done = fprintf(to, "%s\n", text);
+    char *text = json_text(o, 0), *line = xasprintf("%s\n", text);
     free(text);
     json_free(o);
-    if (done < 0 || fflush(to) != 0) return error_raise(EXIT_IO, "the answers cannot be written");
-    return 0;
+    return line;
 }
 
 void answer_free(struct answer *a) {

@@ -3,12 +3,25 @@
 
 #include "run_impl.h"
 
+int train_infer_stack(const struct config *cfg, struct stack *s) {
+    TRY(stack_build(cfg, s));
+    s->sequence_parallel = false;
+    return stack_freeze(s);
+}
+
+void train_infer_layout(const struct config *cfg, const int64_t *split, int micro_batches,
+                        int64_t cache_rows, struct plan_layout *out) {
+    plan_layout_from_config(cfg, split, out);
+    out->pipeline.micro_batches = micro_batches;
+    out->recompute = REPEAT_NOTHING;
+    out->snapshot = false; /* nothing is saved */
+    out->cache_rows = cache_rows;
+}
+
 int infer_grid(struct run *r, struct config *cfg) {
     TRY(setup_grid(r, cfg));
     TRY(train_resolve_vocabulary(cfg));
-    TRY(stack_build(cfg, &r->stack));
-    r->stack.sequence_parallel = false;
-    return stack_freeze(&r->stack);
+    return train_infer_stack(cfg, &r->stack);
 }
 
 int infer_stage(struct run *r, int micro_batches, int64_t cache_rows, const char *checkpoint) {
@@ -19,11 +32,7 @@ int infer_stage(struct run *r, int micro_batches, int64_t cache_rows, const char
         return error_raise(EXIT_USAGE, "no checkpoint: name one behind the job file, or set "
                                        "[checkpoint] load, save or pretrained_checkpoint");
     TRY(setup_agree(r, train_split(r->cfg, &r->stack, r->largest, &r->split)));
-    plan_layout_from_config(r->cfg, r->split, &r->layout);
-    r->layout.pipeline.micro_batches = micro_batches;
-    r->layout.recompute = REPEAT_NOTHING;
-    r->layout.snapshot = false; /* nothing is saved */
-    r->layout.cache_rows = cache_rows;
+    train_infer_layout(r->cfg, r->split, micro_batches, cache_rows, &r->layout);
     TRY(setup_agree(r, setup_stage(r)));
     return save_load_weights(r, from, &r->loaded);
 }

@@ -23,7 +23,8 @@ struct picker {
 };
 
 struct picker *picker_create(const struct picker_settings *settings, const struct stage *stage,
-                             const struct group *tp, struct backend *be) {
+                             const struct group *tp, struct backend *be,
+                             const struct tensor *logits) {
     CHECK(be->dtype == DTYPE_F32, "logits of %s", dtype_name(be->dtype));
     int p = group_size(tp);
     struct picker *k = xcalloc(1, sizeof *k);
@@ -35,9 +36,8 @@ struct picker *picker_create(const struct picker_settings *settings, const struc
     k->first = part.global[0];
     k->most = cut_part(&k->cut, p, 0).total; /* the first ranks have most */
     size_t n = (size_t)cut_size(&k->cut), all = (size_t)k->most * (size_t)p;
-    void *room = be->ops->mem_alloc(be, (size_t)part.total * sizeof(float));
-    CHECK(room != NULL, "no memory for %lld logits", (long long)part.total);
-    k->logits = tensor_view(room, 1, part.total, DTYPE_F32);
+    CHECK(logits->cols == part.total, "a row of %lld logits", (long long)logits->cols);
+    k->logits = *logits;
     k->mine = xcalloc((size_t)k->most, sizeof *k->mine);
     k->all = xcalloc(all, sizeof *k->all);
     k->z = xcalloc(n, sizeof *k->z);
@@ -49,7 +49,6 @@ struct picker *picker_create(const struct picker_settings *settings, const struc
 
 void picker_destroy(struct picker *k) {
     if (k == NULL) return;
-    k->be->ops->mem_free(k->be, k->logits.data);
     free(k->mine);
     free(k->all);
     free(k->z);

@@ -57,6 +57,16 @@ yes "LLaVA's fields in LLaVA's order" grep -qE '^\{"question_id": *7, *"prompt":
 yes "question_id stays a text" grep -qF '"b \"7\""' "$TEST_TMP/a.jsonl"
 out=$("$STRATA" generate $base $from $list 2>/dev/null)
 yes "without answer_file they go to standard output, the same in another layout" diff <(echo "$out") "$TEST_TMP/a.jsonl"
+for layout in "3" "6 $cut3"; do
+    ranks=${layout%% *} keys=${layout#"$ranks"}
+    rm -f "$TEST_TMP/b.jsonl"
+    expect 0 '3 questions' "dealt out over $((ranks == 3 ? 3 : 2)) copies of the model" mpirun -n "$ranks" "$STRATA" generate $base $from \
+        $list training:global_batch_size=12 $keys "generate:answer_file=$TEST_TMP/b.jsonl"
+    yes "the same answers in the same order" cmp "$TEST_TMP/a.jsonl" "$TEST_TMP/b.jsonl"
+done
+echo '{"prompt": "x", "image": "nowhere.png"}' >>"$TEST_TMP/q.jsonl"
+expect 66 '^error: .*nowhere.png' "an image that is not there, on the second copy" mpirun -n 2 "$STRATA" generate $base $from $list
+sed -i '$d' "$TEST_TMP/q.jsonl"
 expect 73 'answer_file' "an answer file is not overwritten" "$STRATA" generate $base $from $list "generate:answer_file=$TEST_TMP/a.jsonl"
 
 # ---- refusals ----------------------------------------------------------------------------------------------
@@ -71,7 +81,7 @@ one 64 'max-new-tokens takes a whole' "no tokens" $from --prompt x --max-new-tok
 one 66 'nowhere.png' "an image that is not there" $from --image nowhere.png --prompt x
 one 65 'markers' "a marker of its own" $from $ask --prompt 'see <image>'
 one 65 'decoder_seq_length' "a prompt without room" $from --prompt "$(printf 'fish %.0s' $(seq 300))"
-expect 64 'one copy of the model' "two copies" mpirun -n 2 "$STRATA" generate $base $from --prompt x
+expect 64 'one question is answered by one copy' "one question, two copies" mpirun -n 2 "$STRATA" generate $base $from --prompt x
 for bad in '[1]' '{"prompt": 5}' '{"question_id": 1}' '{"prompt": "x", "image": 3}' '{"prompt": "x"' '{"question_id": [1], "prompt": "x"}'; do
     echo "$bad" >"$TEST_TMP/bad.jsonl"
     one 65 'bad.jsonl:1' "a line that is no question: $bad" $from "generate:prompt_file=$TEST_TMP/bad.jsonl"

@@ -35,6 +35,13 @@ expect 0 'dp 1: rank 2$' "rank order tensor, pipeline, data" "$STRATA" check $ti
     parallel:pipeline_model_parallel_size=2 parallel:use_tp_pp_dp_mapping=true
 expect 0 'dp 1: rank 1$' "rank order tensor, data, pipeline" "$STRATA" check $tiny $run --ranks 4 parallel:pipeline_model_parallel_size=2
 
+expect 0 '^memory per rank .MiB; what generate takes for a question of 256 rows and one image' "the plan of generate" \
+    "$STRATA" check $tiny $run --generate --ranks 2 parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4
+yes "keys and values where the language model is" awk '
+    /^ +0 +0 +0 / { first = $7 > 0 } /^ +1 +0 +1 / { second = $7 > 0 } END { exit !(!first && second) }' <<<"$out"
+expect 0 '' "the same in JSON" "$STRATA" check $tiny $run --generate --json --ranks 2 parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4
+yes "logits where the head is" test "$(grep -oE '"logits": *[0-9]+' <<<"$out" | sed 's/.*[: ]//' | awk '{ s = s ($1 > 0) } END { print s }')" = 01
+
 # ---- errors ----------------------------------------------------------------------------------------------
 expect 64 '12 ranks do not fill whole copies.*start 8 or 16 ranks' "12 ranks do not fit" "$STRATA" check $mistral --ranks 12
 expect 64 'ranks takes a whole number' "--ranks wants a number" "$STRATA" check $mistral --ranks 8x

@@ -236,6 +236,7 @@ static void check_choice(void) {
     const struct group *tp = grid_group(grid, GROUP_TP);
     if (stage_build(&s, 8, 9, T, group_rank(tp), REPEAT_NOTHING, 0, &st) != 0) error_exit();
     bool good = true;
+    struct cut cut = vocabulary_cut(&s.shape.language);
     for (int64_t trial = 0; trial < 300; trial++) {
         double z[VOCAB], share[VOCAB], temperature = trial % 3 == 0 ? 0 : 0.3 * (double)(trial % 7);
         int32_t order[VOCAB], expected = 0;
@@ -248,8 +249,10 @@ static void check_choice(void) {
         struct rng_key key = rng_drop_key(set.key, RNG_SAMPLE, 0, 2);
         double u = 0.5 * (rng_uniform(key, (uint64_t)trial) + 1);
         if (temperature > 0) expected = pick_sample(z, n, temperature, set.top_p, u, order, share);
-        struct picker *p = picker_create(&set, &st, tp, be);
-        struct cut cut = vocabulary_cut(&s.shape.language);
+        float row[VOCAB];
+        struct tensor room =
+            tensor_view(row, 1, cut_part(&cut, T, group_rank(tp)).total, DTYPE_F32);
+        struct picker *p = picker_create(&set, &st, tp, be, &room);
         struct cut_part part = cut_part(&cut, T, group_rank(tp));
         for (int64_t i = 0; i < part.total; i++)
             ((float *)picker_logits(p)->data)[i] = (float)z[part.global[0] + i];

@@ -10,12 +10,17 @@
 #include "checkpoint.h"
 #include "safetensors.h"
 
-enum hf_part { HF_LANGUAGE = 1, HF_VISION = 2, HF_PROJECTOR = 4, HF_WHOLE = 7 };
+enum hf_part {
+    HF_LANGUAGE = 1,
+    HF_VISION = 2,
+    HF_PROJECTOR = 4,
+    HF_IMAGE_NEWLINE = 8, /* of images of several tiles; by itself, since it may be new */
+    HF_WHOLE = 15
+};
 enum hf_kind {
     HF_UNKNOWN,
     HF_WEIGHT,
     HF_NO_WEIGHT, /* follows from the configuration (inv_freq), or of CLIP's text half */
-    HF_NEWLINE,   /* image_newline: for images of several tiles */
 };
 struct hf_name {
     enum hf_part part;
@@ -46,7 +51,7 @@ struct hf_map {
     int64_t *used; /* tensors of all sources, one after the other: asked for by a parameter */
     int64_t n_used;
     int64_t n_other; /* known, and no weights of this model */
-    bool newline;    /* an image_newline was among them */
+    bool newline;    /* an image_newline was among them: the model has images of one tile */
 };
 /* For every parameter of `set` its tensor, of the right shape and a floating type: else each fault
  * is recorded by name. may_miss: parts (enum hf_part) that may be missing as a whole. The sources

@@ -6,13 +6,12 @@
 #include "hf.h"
 
 struct hf_key {
-    char section[16], key[40], value[48];
+    char section[16], key[40], value[512];
 };
 struct hf_keys {
     struct hf_key key[64];
     int n;
     char text_model[32];      /* model_type of the language model: "mistral", "llama", ... */
-    bool tiles;               /* llava_next: trained on images of several tiles */
     int64_t image_token, pad; /* -1: not said */
 };
 void hf_keys_set(struct hf_keys *k, const char *section, const char *key, const char *fmt, ...)
@@ -25,7 +24,7 @@ struct hf_folder {
     const struct safetensors *files;
 };
 /* All three may be the same folder. projector.files NULL: none yet. Keys of [vision], [projector],
- * [language] that fix the model; defaults of the classes where a config is silent. EXIT_BAD_DATA with
+ * [language] that fix the model, and those of [data] for images of several tiles; defaults of the classes where a config is silent. EXIT_BAD_DATA with
  * what this version cannot build. */
 int hf_model_keys(const struct hf_folder *language, const struct hf_folder *vision,
                   const struct hf_folder *projector, struct hf_keys *out);

@@ -94,10 +94,9 @@ int hf_load(const char *path, const struct ckpt_state *state, int64_t head_dim,
     struct hf_source source = {.parts = HF_WHOLE};
     struct safetensors_options follow = {.follow_links = true};
     struct hf_map map = {0};
+    int may_miss = allow_missing_projector ? HF_PROJECTOR | HF_IMAGE_NEWLINE : 0;
     int rc = ckpt_agree(world, safetensors_open(path, &follow, &source.files));
-    if (!rc)
-        rc = ckpt_agree(world, hf_match(&source, 1, state->set, head_dim,
-                                        allow_missing_projector ? HF_PROJECTOR : 0, &map));
+    if (!rc) rc = ckpt_agree(world, hf_match(&source, 1, state->set, head_dim, may_miss, &map));
     if (!rc) {
         comm_allreduce_i64(world, map.used, map.n_used, REDUCE_MAX);
         rc = ckpt_agree(world, hf_check_unexpected(&map));

@@ -35,19 +35,28 @@ static int64_t first_of_source(const struct hf_map *map, int source) {
     return n;
 }
 
+#define NEWLINE "image_newline"
+
+static bool has_newline(const struct param_set *set) {
+    for (int i = 0; i < set->n; i++)
+        if (strcmp(set->param[i].hf_name, NEWLINE) == 0) return true;
+    return false;
+}
+
 /* Tensors that are not wanted count as asked for; unknown names remain and are reported. */
-static void list_source(struct hf_map *map, int source, struct entry_list *l) {
+static void list_source(struct hf_map *map, int source, bool newline, struct entry_list *l) {
     const struct hf_source *from = &map->source[source];
     int64_t *used = map->used + first_of_source(map, source);
     for (int64_t i = 0; i < safetensors_count(from->files); i++) {
         struct hf_name canon;
         enum hf_kind kind = hf_canonical(safetensors_at(from->files, i)->name, &canon);
-        if (kind == HF_NO_WEIGHT || kind == HF_NEWLINE) {
+        bool left = kind == HF_WEIGHT && canon.part == HF_IMAGE_NEWLINE && !newline;
+        if (kind == HF_NO_WEIGHT || left) {
             used[i] = 1;
             map->n_other++;
-            map->newline = map->newline || kind == HF_NEWLINE;
+            map->newline = map->newline || left;
         }
-        if (kind != HF_WEIGHT) continue;
+        if (kind != HF_WEIGHT || left) continue;
         if (!(from->parts & (int)canon.part)) used[i] = 1;
         for (int k = 0; (from->parts & (int)canon.part) && k < canon.n; k++) {
             struct entry e = {.source = source, .part = k, .n_parts = canon.n, .tensor = i};
@@ -98,9 +107,10 @@ static int wrong_shape(const struct hf_map *map, const struct param *p, const st
 }
 
 static enum hf_part part_of(const struct param *p) {
-    return p->group == PARAM_VISION      ? HF_VISION
-           : p->group == PARAM_PROJECTOR ? HF_PROJECTOR
-                                         : HF_LANGUAGE;
+    return strcmp(p->hf_name, NEWLINE) == 0 ? HF_IMAGE_NEWLINE
+           : p->group == PARAM_VISION       ? HF_VISION
+           : p->group == PARAM_PROJECTOR    ? HF_PROJECTOR
+                                            : HF_LANGUAGE;
 }
 
 static int match_one(struct hf_map *map, const struct param *p, const struct entry_list *l,
@@ -146,7 +156,7 @@ int hf_match(const struct hf_source *source, int n_sources, const struct param_s
     map->n_used = first_of_source(map, n_sources);
     map->used = xcalloc((size_t)map->n_used + 1, sizeof *map->used);
     map->piece = xcalloc((size_t)set->n + 1, sizeof *map->piece);
-    for (int i = 0; i < n_sources; i++) list_source(map, i, &l);
+    for (int i = 0; i < n_sources; i++) list_source(map, i, has_newline(set), &l);
     if (l.n > 0) qsort(l.entry, (size_t)l.n, sizeof *l.entry, by_name);
     int rc = check_twice(map, &l);
     for (int i = 0; i < set->n; i++) {

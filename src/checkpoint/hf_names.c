@@ -167,7 +167,8 @@ enum hf_kind hf_canonical(const char *name, struct hf_name *out) {
     if (ends(s, ".inv_freq") || ends(s, "position_ids") || strcmp(s, "rope.freqs") == 0)
         return HF_NO_WEIGHT;
     strip(&s, "model.");
-    if (strcmp(s, "image_newline") == 0) return HF_NEWLINE;
+    out->part = HF_IMAGE_NEWLINE;
+    if (strcmp(s, "image_newline") == 0) return keep(s, "", out);
     out->part = HF_PROJECTOR;
     if (APPLY(projector_rule, s, "multi_modal_projector.", out) == HF_WEIGHT) return HF_WEIGHT;
     const char *bare = s;

@@ -228,6 +228,7 @@ static const struct {
     {"multi_modal_projector.linear_1.", "model.mm_projector.0."},
     {"multi_modal_projector.linear_2.", "model.mm_projector.2."},
     {"multi_modal_projector.linear.", "model.mm_projector."},
+    {"image_newline", "model.image_newline"},
 };
 
 static char *out_name(const struct export *x, const char *hf_name) {

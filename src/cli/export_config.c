@@ -88,11 +88,34 @@ static int64_t image_rows(const struct config *c) {
     return patches + (v->disable_vision_class_token ? 0 : 1);
 }
 
+/* ---- images of several tiles ---------------------------------------------------------------------- */
+static bool has_tiles(const struct config *c) {
+    return c->data.image_aspect_ratio == IMAGE_ASPECT_ANYRES;
+}
+
+/* Pairs of the job file are width, height; those of transformers' files height, width. */
+static void set_pinpoints(struct json *o, const struct config *c, bool height_first) {
+    const struct config_list *l = &c->data.image_grid_pinpoints;
+    struct json *list = json_new_array();
+    for (int64_t i = 0; i + 1 < l->n; i += 2) {
+        struct json *pair = json_new_array();
+        json_append(pair, json_new_integer(l->v[height_first ? i + 1 : i]));
+        json_append(pair, json_new_integer(l->v[height_first ? i : i + 1]));
+        json_append(list, pair);
+    }
+    json_set(o, "image_grid_pinpoints", list);
+}
+
 static struct json *hf_config(const struct hf_export *e, const struct config *c) {
     struct json *o = json_new_object(), *list = json_new_array(), *text = json_new_object();
-    json_append(list, json_new_string("LlavaForConditionalGeneration"));
+    json_append(list, json_new_string(has_tiles(c) ? "LlavaNextForConditionalGeneration"
+                                                   : "LlavaForConditionalGeneration"));
     json_set(o, "architectures", list);
-    set_text(o, "model_type", "llava");
+    set_text(o, "model_type", has_tiles(c) ? "llava_next" : "llava");
+    if (has_tiles(c)) {
+        set_pinpoints(o, c, true);
+        set_bool(o, "use_image_newline_parameter", true);
+    }
     set_int(o, "ignore_index", DATA_NO_TARGET);
     set_int(o, "image_token_index", e->image_token);
     set_int(o, "image_seq_length", image_rows(c));
@@ -126,7 +149,8 @@ static struct json *original_config(const struct hf_export *e, const struct conf
     set_int(o, "mm_vision_select_layer", c->vision.vision_feature_layer);
     set_text(o, "mm_vision_select_feature",
              c->vision.disable_vision_class_token ? "patch" : "cls_patch");
-    set_text(o, "mm_patch_merge_type", "flat");
+    set_text(o, "mm_patch_merge_type", has_tiles(c) ? "spatial_unpad" : "flat");
+    if (has_tiles(c)) set_pinpoints(o, c, false);
     set_text(o, "image_aspect_ratio", config_choice(c, &c->data.image_aspect_ratio));
     set_bool(o, "mm_use_im_start_end", false);
     set_bool(o, "mm_use_im_patch_token", false);
@@ -154,9 +178,13 @@ static void set_three(struct json *o, const char *key, const struct config_real_
 static struct json *preprocessor_config(const struct config *c) {
     bool pad = c->data.image_aspect_ratio == IMAGE_ASPECT_PAD;
     struct json *o = json_new_object();
-    set_text(o, "image_processor_type", pad ? "LlavaImageProcessor" : "CLIPImageProcessor");
-    set_text(o, "processor_class", "LlavaProcessor");
-    if (pad) set_bool(o, "do_pad", true);
+    set_text(o, "image_processor_type",
+             has_tiles(c) ? "LlavaNextImageProcessor"
+             : pad        ? "LlavaImageProcessor"
+                          : "CLIPImageProcessor");
+    set_text(o, "processor_class", has_tiles(c) ? "LlavaNextProcessor" : "LlavaProcessor");
+    if (pad || has_tiles(c)) set_bool(o, "do_pad", true);
+    if (has_tiles(c)) set_pinpoints(o, c, true);
     set_bool(o, "do_convert_rgb", true);
     set_bool(o, "do_resize", true);
     set_bool(o, "do_center_crop", true);
@@ -173,7 +201,7 @@ static struct json *preprocessor_config(const struct config *c) {
 
 static struct json *processor_config(const struct config *c) {
     struct json *o = json_new_object();
-    set_text(o, "processor_class", "LlavaProcessor");
+    set_text(o, "processor_class", has_tiles(c) ? "LlavaNextProcessor" : "LlavaProcessor");
     set_text(o, "image_token", "<image>");
     set_int(o, "num_additional_image_tokens", 1);
     set_int(o, "patch_size", c->vision.patch_dim);

@@ -26,7 +26,7 @@ struct import {
     struct hf_map map;
     struct grid *grid;
     bool first_rank;
-    float *projector; /* first values of a fresh one, tensor after tensor */
+    float *first_values; /* of what no source has, tensor after tensor */
 };
 enum { LANGUAGE, VISION, PROJECTOR };
 
@@ -76,7 +76,7 @@ static int take_arguments(struct import *m, int argc, char **argv) {
 
 /* ---- sources --------------------------------------------------------------------------------------------- */
 static int open_sources(struct import *m) {
-    static const int part[3] = {HF_LANGUAGE, HF_VISION, HF_PROJECTOR};
+    static const int part[3] = {HF_LANGUAGE, HF_VISION, HF_PROJECTOR | HF_IMAGE_NEWLINE};
     struct safetensors_options o = {.follow_links = m->follow_links};
     for (int k = 0; k < 3; k++) {
         int same = -1;
@@ -94,6 +94,11 @@ static int open_sources(struct import *m) {
     return 0;
 }
 
+static bool has_tiles(const struct hf_keys *k) {
+    const char *aspect = hf_keys_get(k, "data", "image_aspect_ratio");
+    return aspect != NULL && strcmp(aspect, "anyres") == 0;
+}
+
 static int read_keys(struct import *m) {
     struct hf_folder f[3];
     for (int k = 0; k < 3; k++) f[k] = (struct hf_folder){m->from[k], m->files[k]};
@@ -107,13 +112,15 @@ static int read_keys(struct import *m) {
         char section[16], key[40];
         const char *text = m->override[i];
         size_t n = strcspn(text, ":"), k = strcspn(text + n + 1, "=");
-        if (n >= sizeof section || k >= sizeof key || strlen(text + n + k + 2) >= 48 ||
-            text[n] == 0)
+        if (n >= sizeof section || k >= sizeof key ||
+            strlen(text + n + k + 2) >= sizeof m->keys.key->value || text[n] == 0)
             return error_raise(EXIT_USAGE, "%s: section:key=value is expected", text);
         snprintf(section, sizeof section, "%.*s", (int)n, text);
         snprintf(key, sizeof key, "%.*s", (int)k, text + n + 1);
         hf_keys_set(&m->keys, section, key, "%s", text + n + k + 2);
     }
+    if (!has_tiles(&m->keys) && hf_keys_get(&m->keys, "data", "image_grid_pinpoints") != NULL)
+        hf_keys_set(&m->keys, "data", "image_grid_pinpoints", "%s", "");
     const char *type = hf_keys_get(&m->keys, "projector", "projector_type");
     if (type != NULL && strcmp(type, "affine") == 0) { /* it has neither */
         hf_keys_set(&m->keys, "projector", "projector_activation", "%s", "");
@@ -151,6 +158,8 @@ static const struct {
 };
 
 static void add_recipe(struct hf_keys *k) {
+    if (has_tiles(k) && hf_keys_get(k, "language", "decoder_seq_length") == NULL)
+        hf_keys_set(k, "language", "decoder_seq_length", "4096"); /* LLaVA-1.6's */
     for (size_t i = 0; i < sizeof recipe / sizeof *recipe; i++)
         if (hf_keys_get(k, recipe[i].section, recipe[i].key) == NULL)
             hf_keys_set(k, recipe[i].section, recipe[i].key, "%s", recipe[i].value);
@@ -166,8 +175,9 @@ static char *job_text(const struct import *m) {
     CHECK(to != NULL, "no memory for the job file");
     fprintf(to,
             "; Made by strata import. [vision], [projector] and [language] follow from the "
-            "weights, but for\n; freeze_ViT and decoder_seq_length; all else is a proposal: the "
-            "second stage of LLaVA 1.5.\n");
+            "weights, but for\n; freeze_ViT and decoder_seq_length%s; all else is a proposal: the "
+            "second stage of LLaVA 1.5.\n",
+            has_tiles(&m->keys) ? ", and so do image_aspect_ratio and image_grid_pinpoints" : "");
     for (size_t s = 0; s < sizeof section / sizeof *section; s++) {
         bool begun = false;
         for (int i = 0; i < m->keys.n; i++) {
@@ -186,7 +196,7 @@ static char *job_text(const struct import *m) {
 static int match(struct import *m) {
     const struct language_config *l = &m->model.stack.shape.language;
     int rc = hf_match(m->source, m->n_sources, &m->model.stage.params, l->head_dim,
-                      m->fresh ? HF_PROJECTOR : 0, &m->map);
+                      m->fresh ? HF_PROJECTOR | HF_IMAGE_NEWLINE : 0, &m->map);
     int extra = hf_check_unexpected(&m->map);
     return rc ? rc : extra;
 }
@@ -228,53 +238,59 @@ static void report(const struct import *m) {
         printf("left out: %lld tensors that are no weights of this model (rotary tables, position "
                "ids, CLIP's text half%s)\n",
                (long long)m->map.n_other, m->map.newline ? ", image_newline" : "");
-    if (m->map.newline || m->keys.tiles)
-        printf(
-            "note: the source was trained on images of several tiles; this version has one tile an "
-            "image\n");
+    if (m->map.newline)
+        printf("note: the source was trained on images of several tiles; the job file says one an "
+               "image\n");
     fflush(stdout);
 }
 
-/* ---- the projector's first values: those that train would give it -------------------------------------------- */
-static int make_projector(struct import *m) {
-    const struct stack *s = &m->model.stack;
-    int first = s->kind_count[LAYER_VISION], n = s->kind_count[LAYER_PROJECTOR];
-    struct stage st;
+/* ---- first values of what no source has: those that train would give it --------------------------------------- */
+static bool is_fresh(const struct import *m, int i) {
+    return m->map.piece[i].tensor == NULL;
+}
+
+static int make_fresh(struct import *m) {
+    const struct param_set *all = &m->model.stage.params;
+    struct param_set set = {0};
     struct backend *be = NULL;
     struct arena arena;
-    TRY(stage_build(s, first, first + n, 1, 0, REPEAT_NOTHING, 0, &st));
-    int rc = backend_create_cpu(DTYPE_F32, 1, 1, &be);
+    int64_t at = 0, total = 0;
+    for (int i = 0; i < all->n; i++) {
+        if (!is_fresh(m, i)) continue;
+        total += param_global_count(&all->param[i]);
+        param_declare(&set, all->param[i]);
+    }
+    int rc = param_set_layout(&set, 1, 0);
+    if (!rc) rc = backend_create_cpu(DTYPE_F32, 1, 1, &be);
     if (!rc) {
-        size_t bytes = (size_t)(st.params.weight_elements + st.params.grad_elements) * 8 + 4096;
+        size_t bytes = (size_t)(set.weight_elements + set.grad_elements) * 8 + 4096;
         char *block = xcalloc(1, bytes + ARENA_ALIGN);
         void *base = block + (ARENA_ALIGN - (uintptr_t)block % ARENA_ALIGN) % ARENA_ALIGN;
-        int64_t at = 0, total = 0;
-        arena_init(&arena, "projector", base, bytes);
-        stage_allocate(&st, be, &arena);
-        param_set_initialise(&st.params, be, rng_run_key(m->model.cfg->training.seed));
-        for (int i = 0; i < st.params.n; i++) total += param_global_count(&st.params.param[i]);
-        m->projector = xmalloc((size_t)total * sizeof *m->projector);
-        for (int i = 0; i < st.params.n; i++) {
-            int64_t count = param_global_count(&st.params.param[i]);
-            memcpy(m->projector + at, st.params.param[i].w.data, (size_t)count * sizeof(float));
+        arena_init(&arena, "first values", base, bytes);
+        param_set_allocate(&set, be, &arena);
+        param_set_initialise(&set, be, rng_run_key(m->model.cfg->training.seed));
+        m->first_values = xmalloc((size_t)total * sizeof *m->first_values + 1);
+        for (int i = 0; i < set.n; i++) {
+            int64_t count = param_global_count(&set.param[i]);
+            memcpy(m->first_values + at, set.param[i].w.data, (size_t)count * sizeof(float));
             at += count;
         }
         free(block);
         backend_destroy(be);
     }
-    stage_free(&st);
+    param_set_free(&set);
     return rc;
 }
 
 static int fetch(void *arg, int param, int64_t first, int64_t count, float *out) {
     const struct import *m = arg;
     const struct param_set *set = &m->model.stage.params;
-    if (m->map.piece[param].tensor != NULL)
+    if (!is_fresh(m, param))
         return hf_fetch(&m->map, &set->param[param], &m->map.piece[param], first, count, out);
     int64_t at = 0;
     for (int i = 0; i < param; i++)
-        if (set->param[i].group == PARAM_PROJECTOR) at += param_global_count(&set->param[i]);
-    memcpy(out, m->projector + at + first, (size_t)count * sizeof *out);
+        if (is_fresh(m, i)) at += param_global_count(&set->param[i]);
+    memcpy(out, m->first_values + at + first, (size_t)count * sizeof *out);
     return 0;
 }
 
@@ -338,7 +354,7 @@ static int copy_companions(const struct import *m) {
 }
 
 static int write_all(struct import *m) {
-    if (m->fresh) TRY(make_projector(m));
+    if (m->fresh) TRY(make_fresh(m));
     TRY(save(m));
     if (!m->first_rank) return 0;
     char *path = xasprintf("%s/job.ini", m->to);
@@ -383,7 +399,7 @@ static int import(int argc, char **argv) {
     hf_map_free(&m.map);
     hf_model_free(&m.model);
     for (int i = 0; i < m.n_sources; i++) safetensors_close(m.source[i].files);
-    free(m.projector);
+    free(m.first_values);
     free(m.job);
     free(m.override);
     return rc;

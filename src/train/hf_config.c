@@ -201,6 +201,65 @@ static bool is_original(const char *type) {
     return strcmp(type, "llava_llama") == 0 || strcmp(type, "llava_mistral") == 0;
 }
 
+/* ---- images of several tiles ------------------------------------------------------------------------------ */
+#define PINPOINTS_MAX 64
+
+static int bad_pinpoints(struct reader *r) {
+    r->rc = error_raise(EXIT_BAD_DATA,
+                        "%s: image_grid_pinpoints must be 1 to %d pairs [a, b] of pixels", r->path,
+                        PINPOINTS_MAX);
+    return r->rc;
+}
+
+/* The same list is read with height before width by transformers, with width before height by the
+ * original: of two that fit an image alike the first is taken, so the reading matters. */
+static void pinpoint_keys(struct reader *r, bool height_first, struct hf_keys *k) {
+    static const int64_t published[][2] = {
+        {336, 672}, {672, 336}, {672, 672}, {1008, 336}, {336, 1008}};
+    const struct json *list = member(r, "image_grid_pinpoints");
+    size_t n = list == NULL ? sizeof published / sizeof *published : json_size(list);
+    char text[sizeof k->key->value] = "";
+    if ((list != NULL && json_kind(list) != JSON_ARRAY) || n < 1 || n > PINPOINTS_MAX) {
+        bad_pinpoints(r);
+        return;
+    }
+    for (size_t i = 0, used = 0; i < n; i++) {
+        int64_t pair[2] = {0, 0};
+        if (list == NULL) memcpy(pair, published[i], sizeof pair);
+        const struct json *one = list == NULL ? NULL : json_at(list, i);
+        for (size_t d = 0; one != NULL && d < 2; d++)
+            if (json_kind(one) == JSON_ARRAY && json_size(one) == 2 &&
+                json_kind(json_at(one, d)) == JSON_INTEGER)
+                pair[d] = json_integer(json_at(one, d));
+        if (pair[0] < 1 || pair[1] < 1 || pair[0] > 65536 || pair[1] > 65536) {
+            bad_pinpoints(r);
+            return;
+        }
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%lld,%lld", i > 0 ? "," : "",
+                                 (long long)pair[height_first ? 1 : 0],
+                                 (long long)pair[height_first ? 0 : 1]);
+        CHECK(used < sizeof text, "%zu resolutions", n);
+    }
+    hf_keys_set(k, "data", "image_aspect_ratio", "anyres");
+    hf_keys_set(k, "data", "image_grid_pinpoints", "%s", text);
+}
+
+static void tile_keys(struct reader *r, bool original, struct hf_keys *k) {
+    const char *aspect = text(r, "image_aspect_ratio", "");
+    if (!original && strcmp(text(r, "model_type", ""), "llava_next") == 0) {
+        if (!truth(r, "use_image_newline_parameter", true))
+            r->rc = error_raise(EXIT_BAD_DATA,
+                                "%s: use_image_newline_parameter is false: this version ends each "
+                                "row of a map of tiles with image_newline",
+                                r->path);
+        pinpoint_keys(r, true, k);
+    } else if (original && strncmp(aspect, "anyres", 6) == 0) {
+        require(r, "image_aspect_ratio", aspect, "anyres");
+        require(r, "mm_patch_merge_type", text(r, "mm_patch_merge_type", "flat"), "spatial_unpad");
+        pinpoint_keys(r, false, k);
+    }
+}
+
 /* What is said about the join of both towers. */
 static void join_keys(struct reader *r, bool original, struct hf_keys *k) {
     const char *feature = original ? "mm_vision_select_layer" : "vision_feature_layer";
@@ -220,7 +279,7 @@ static void join_keys(struct reader *r, bool original, struct hf_keys *k) {
     hf_keys_set(k, "projector", "projector_activation", "%.30s", act);
     k->image_token = integer(r, "image_token_index", integer(r, "image_token_id", -1));
     k->pad = integer(r, "pad_token_id", -1);
-    k->tiles = strcmp(text(r, "model_type", ""), "llava_next") == 0;
+    tile_keys(r, original, k);
 }
 
 /* ---- the vision tower ---------------------------------------------------------------------------------- */

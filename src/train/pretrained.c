@@ -32,6 +32,11 @@ static void compare_key(void *arg, const char *section, const char *key, const c
     (void)defaulted;
     if (window && theirs == NULL && value != NULL) theirs = "unset";
     if (theirs == NULL || theirs[0] == 0 || (value != NULL && same_value(theirs, value))) return;
+    if (strcmp(section, "data") == 0) { /* how images are cut is for the new training to say */
+        log_warn("[data] %s = %s, while %s was made with %s", key, value != NULL ? value : "unset",
+                 c->path, theirs);
+        return;
+    }
     c->rc = error_raise(EXIT_RESUME, "[%s] %s = %s, but %s was made with %s", section, key,
                         value != NULL ? value : "unset", c->path, theirs);
 }

@@ -20,8 +20,9 @@ export_as() { # NAME TO ARGUMENTS...
     expect 0 '^written: ' "export $name as $to" "$STRATA" export "$tmp/$name" "$tmp/$to" "$@"
 }
 import a $names/a
-import b $names/b
-yes "image_newline is named, not dropped in silence" grep -q image_newline <<<"$out"
+import b $names/b data:image_aspect_ratio=pad
+yes "image_newline is named, not dropped in silence" grep -q 'image_newline' <<<"$out"
+yes "so are the tiles" grep -q 'trained on images of several tiles; the job file says one' <<<"$out"
 import c $names/c
 import original $names/original $heads
 import hf --language $names/mistral --vision $names/clip --projector $names/projector
@@ -74,6 +75,52 @@ expect 64 'no affine projector: --names original' "transformers has no affine pr
     "$STRATA" export "$tmp/affine" "$tmp/never"
 export_as affine affine_out --names original --dtype fp32
 expect 0 'projector +2 tensors +260 parameters' "it comes back" "$STRATA" import "$tmp/affine_out" "$tmp/affine_back"
+
+# ---- images of several tiles: image_newline under every name, the list of resolutions in both readings -----
+next() { # NAME ARGUMENTS...
+    local name=$1
+    shift
+    expect 0 '^model: 6 layers \(2 vision \+ 2 projector \+ 2 language\), 10652 parameters$' \
+        "import $name" "$STRATA" import "$@" "$tmp/$name"
+    yes "the job of $name has its tiles" grep -qx 'image_grid_pinpoints = 12,6,6,12,12,12' "$tmp/$name/job.ini"
+    yes "and anyres" grep -qx 'image_aspect_ratio = anyres' "$tmp/$name/job.ini"
+}
+next next_a $names/next_a
+next next_b $names/b
+next next_c $names/next_c
+next next_original $names/next_original $heads
+for name in next_a next_b next_c next_original; do
+    export_as $name "fp32_$name" --dtype fp32 --image-token 36
+    yes "$name is the same model, bit for bit" \
+        cmp "$tmp/fp32_next_a/model.safetensors" "$tmp/fp32_$name/model.safetensors"
+done
+yes "it is another than without the newline" sh -c "! cmp -s $tmp/fp32_a/model.safetensors $tmp/fp32_next_a/model.safetensors"
+export_as next_a fp16_next --dtype fp16 --image-token 36
+parts "$names/next_a/model.safetensors" >"$tmp/there"
+parts "$tmp/fp16_next/model.safetensors" >"$tmp/back"
+yes "import and export give the tensors of the source, bit for bit" cmp "$tmp/there" "$tmp/back"
+squeeze() { tr -d ' \n' <"$1"; }
+for file in config preprocessor_config; do
+    yes "$file.json has height before width" \
+        grep -q '"image_grid_pinpoints":\[\[6,12\],\[12,6\],\[12,12\]\]' <(squeeze "$tmp/fp16_next/$file.json")
+done
+yes "the exported model is a LlavaNext" grep -q '"model_type":"llava_next"' <(squeeze "$tmp/fp16_next/config.json")
+yes "and so is its processor" grep -q '"image_processor_type":"LlavaNextImageProcessor"' \
+    <(squeeze "$tmp/fp16_next/preprocessor_config.json")
+export_as next_a next_names --names original --dtype fp32
+yes "the original has width before height" \
+    grep -q '"image_grid_pinpoints":\[\[12,6\],\[6,12\],\[12,12\]\]' <(squeeze "$tmp/next_names/config.json")
+yes "and unpads" grep -q '"mm_patch_merge_type":"spatial_unpad"' <(squeeze "$tmp/next_names/config.json")
+next next_renamed "$tmp/next_names"
+export_as next_renamed fp32_next_renamed --dtype fp32 --image-token 36
+yes "the original's names come back as the same model" \
+    cmp "$tmp/fp32_next_a/model.safetensors" "$tmp/fp32_next_renamed/model.safetensors"
+expect 65 'tensor image_newline is missing' "anyres without image_newline is refused" \
+    "$STRATA" import $names/a --dry-run data:image_aspect_ratio=anyres
+expect 0 '5 with first values|1 with first values' "a fresh projector and newline" "$STRATA" import \
+    --language $names/mistral --vision $names/clip --fresh-projector data:image_aspect_ratio=anyres "$tmp/fresh_next"
+yes "the newline gets a first value" test "$(grep -c 'with first values' <<<"$out")" = 2
+export_as fresh_next fresh_next_out --dtype fp32 --image-token 36
 
 # ---- what is not whole is refused, every fault by name -----------------------------------------------------
 hostile() { # NAME: a copy of scheme a (config.json) and c (shards) to be damaged
@@ -129,6 +176,26 @@ refused 65 'rope_type is "linear", this version builds "default" only' "scaled p
 hostile a
 sed -i 's/"model_type": "llava"/"model_type": "llava", "vision_feature_layer": [-2, -5]/' "$tmp/bad/config.json"
 refused 65 'vision_feature_layer is a list' "several feature layers"
+for list in '[[6]]' '[]' '[[6, 12, 6]]' '[[6, "12"]]' '[[6, 0]]' '[6, 12]' '"6,12"' '[[6, 100000]]'; do
+    hostile next_a
+    sed -i "s/\"model_type\": \"llava_next\"/\"model_type\": \"llava_next\", \"x\": 1/" "$tmp/bad/config.json"
+    python3 - "$tmp/bad/config.json" "$list" <<'PY'
+import json, sys
+c = json.load(open(sys.argv[1]))
+c["image_grid_pinpoints"] = json.loads(sys.argv[2])
+json.dump(c, open(sys.argv[1], "w"))
+PY
+    refused 65 'image_grid_pinpoints must be 1 to 64 pairs' "resolutions $list"
+done
+hostile next_a
+sed -i 's/"model_type": "llava_next"/"model_type": "llava_next", "use_image_newline_parameter": false/' "$tmp/bad/config.json"
+refused 65 'use_image_newline_parameter is false' "a map without newlines"
+hostile next_original
+sed -i 's/spatial_unpad/flat/' "$tmp/bad/config.json"
+refused 65 'mm_patch_merge_type is "flat", this version builds "spatial_unpad" only' "tiles that are no map"
+hostile next_original
+sed -i 's/"anyres"/"anyres_max_9"/' "$tmp/bad/config.json"
+refused 65 'image_aspect_ratio is "anyres_max_9"' "another kind of tiles"
 hostile a
 mkfifo "$tmp/bad/model.safetensors.index.json"
 refused 65 'is no regular file' "a pipe for an index"
@@ -228,11 +295,10 @@ n=$(wc -c <"$tmp/header")
 truncate -s $((8 + n + $(cat "$tmp/bytes"))) "$tmp/7b/model.safetensors"
 patience=20
 start=$(date +%s)
-expect 0 '^model: 58 layers \(24 vision \+ 2 projector \+ 32 language\), 7566743552 parameters$' \
+expect 0 '^model: 58 layers \(24 vision \+ 2 projector \+ 32 language\), 7566747648 parameters$' \
     "the plan of LLaVA-1.6-Mistral-7B" "$STRATA" import "$tmp/7b" --dry-run
 yes "in a few seconds" test $(($(date +%s) - start)) -le 5
-yes "its weights have the published bytes but for image_newline" grep -q '14484512768 bytes of F16' <<<"$out"
-yes "the newline is named" grep -q image_newline <<<"$out"
+yes "its weights have the published bytes, image_newline's among them" grep -q '14484520960 bytes of F16' <<<"$out"
 expect 0 '^dry run: nothing but the job file was written$' "and its job file" \
     "$STRATA" import "$tmp/7b" --dry-run --job "$tmp/7b.ini"
 expect 73 '7b.ini is there already' "which is not written over" \
@@ -242,7 +308,7 @@ for layout in "1 1" "2 4"; do
     expect 0 "^ranks +$(($1 * $2)) = tensor $1 x pipeline $2 x data 1" "check plans it on $1 x $2 ranks" \
         "$STRATA" check "$tmp/7b.ini" --ranks $(($1 * $2)) "parallel:tensor_model_parallel_size=$1" \
         "parallel:pipeline_model_parallel_size=$2"
-    yes "58 layers and all parameters" grep -qE '58 layers .*; 7566743552 parameters' <<<"$out"
+    yes "58 layers and all parameters" grep -qE '58 layers .*; 7566747648 parameters' <<<"$out"
     # Four bytes a parameter; what tensor ranks hold alike (norms, biases) counts again.
     yes "every rank says what it needs, the weights make 7B" awk -v ranks=$(($1 * $2)) '
         /^ +rank +tp +pp/ { table = 1; next }

@@ -9,7 +9,8 @@ values/NAME/   a tiny LlavaForConditionalGeneration with random weights, or a Ll
                images, logits, losses, greedily generated ids and their logits) and gradients.safetensors (of
                every weight), computed in fp64 by transformers from exactly these weights.
 names/SCHEME/  one still smaller model under every naming scheme and in several types. Its values are
-               exact in fp16 and bf16, so that all of them are the same model.
+               exact in fp16 and bf16, so that all of them are the same model; next_* and b have
+               image_newline too, and configurations of LLaVA-1.6.
 
 The versions that made the present files stand in versions.txt.
 """
@@ -339,20 +340,29 @@ def make_names():
     def under(prefix, w):
         return {prefix + k: v for k, v in w.items()}
 
-    put("a", {**under("language_model.model.", lm), **under("language_model.", head),
-              **under("vision_tower.vision_model.", vit), **under("multi_modal_projector.", proj)},
-        torch.float16, config)
+    a = {**under("language_model.model.", lm), **under("language_model.", head),
+         **under("vision_tower.vision_model.", vit), **under("multi_modal_projector.", proj)}
+    put("a", a, torch.float16, config)
+    edge = PATCH * EDGE  # height before width; the original has width before height
+    tiles = dict(config, model_type="llava_next",
+                 image_grid_pinpoints=[[edge, 2 * edge], [2 * edge, edge], [2 * edge, 2 * edge]])
+    put("next_a", {**a, **newline}, torch.float16, tiles)
     b = {**under("model.language_model.", lm), **head, **under("model.multi_modal_projector.", proj)}
     put("b", {**b, **under("model.vision_tower.vision_model.", vit), **under("model.", newline)},
-        torch.float32, dict(config, model_type="llava_next"))
+        torch.float32, tiles)
     put("c", {**b, **under("model.vision_tower.", vit)}, torch.bfloat16, config, shards=3)
+    put("next_c", {**b, **under("model.vision_tower.", vit), **under("model.", newline)},
+        torch.bfloat16, tiles, shards=2)
     flat = dict(text, model_type="llava_mistral", mm_hidden_size=VH, mm_projector_type="mlp2x_gelu",
                 mm_vision_tower="tiny", mm_vision_select_layer=-2, mm_vision_select_feature="patch")
     mm = under("model.mm_projector.", {f"{k}.{leaf}": proj[f"{n}.{leaf}"] for k, n in first.items()
                                        for leaf in ("weight", "bias")})
-    put("original", {**under("model.", lm), **head, **mm,
-                     **under("model.vision_tower.vision_tower.vision_model.", vit)},
-        torch.bfloat16, flat, shards=2)
+    original = {**under("model.", lm), **head, **mm,
+                **under("model.vision_tower.vision_tower.vision_model.", vit)}
+    put("original", original, torch.bfloat16, flat, shards=2)
+    put("next_original", {**original, **under("model.", newline)}, torch.bfloat16,
+        dict(flat, image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad",
+             image_grid_pinpoints=[p[::-1] for p in tiles["image_grid_pinpoints"]]))
     inv_freq = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(D // 2)}
     put("mistral", {**under("model.", lm), **head, **inv_freq}, torch.bfloat16, text)
     raw = {raw_name(k): interleave(v) if "q_proj" in k or "k_proj" in k else v

@@ -34,7 +34,7 @@ while IFS= read -r picture; do
     if [ $part = data ]; then printf '%s\n' "$caption" >>"$out/captions.txt"; fi
 done < <(find "$stamps" -name '*.png' | LC_ALL=C sort)
 # The model file is written last: its presence says that the folder is complete.
-spm_train --input="$out/captions.txt" --model_prefix="$out/training" --vocab_size=512 \
+spm_train --input="$out/captions.txt" --model_prefix="$out/training" --vocab_size=1024 \
     --model_type=bpe --character_coverage=1.0 --byte_fallback=true --normalization_rule_name=identity \
     --remove_extra_whitespaces=false --hard_vocab_limit=false --minloglevel=2
 mv "$out/training.vocab" "$out/tokenizer.vocab"

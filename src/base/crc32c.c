@@ -30,12 +30,18 @@ uint32_t crc32c_join(uint32_t first, uint32_t second, size_t second_bytes) {
 
 #ifdef __SSE4_2__
 #define LANE ((size_t)4096)
-/* The instruction takes three cycles and may begin anew in each: three lanes side by side, joined. */
+#define LINE ((size_t)64)
+/* The instruction takes three cycles and may begin anew in each: three lanes side by side, joined. The
+ * processor foresees no lane beyond its page, so it is told what the next three are: without that, bytes
+ * from memory pass at half the speed. Behind the end the hint goes nowhere. */
 static uint32_t advance_lanes(uint32_t crc, const uint8_t **at, size_t *bytes) {
     const uint32_t shift = shift_factor(LANE);
     for (; *bytes >= 3 * LANE; *bytes -= 3 * LANE, *at += 3 * LANE) {
         uint64_t a = crc, b = 0, c = 0, x, y, z;
         for (size_t i = 0; i < LANE; i += 8) {
+            if (i % LINE == 0)
+                for (size_t lane = 3; lane < 6; lane++)
+                    _mm_prefetch((const char *)((uintptr_t)*at + i + lane * LANE), _MM_HINT_T0);
             memcpy(&x, *at + i, 8);
             memcpy(&y, *at + i + LANE, 8);
             memcpy(&z, *at + i + 2 * LANE, 8);

@@ -1,6 +1,7 @@
 /* A save while training goes on: the phases of save.c, those that communicate on the main thread,
  * those that wait for the file system on one thread beside it. */
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,8 +23,11 @@ struct ckpt_pending {
     char *why; /* sentences of a failure, kept out of the trace of the main thread */
 };
 
+/* Where the threads share cores, the one that trains goes first: no real-time class is inherited, and
+ * waking up takes nobody's place. */
 static void *work(void *arg) {
     struct ckpt_pending *p = arg;
+    pthread_setschedparam(pthread_self(), SCHED_BATCH, &(struct sched_param){0});
     p->rc = p->work(&p->save);
     if (p->rc != 0) {
         p->why = xstrdup(error_text());

@@ -18,14 +18,15 @@
 #define GOLDEN "tests/golden/hf/values/"
 #define VOCAB 97
 #define IMAGE_ID 5
-#define MOST_ROWS 128
+#define MOST_ROWS 160
 
 /* ---- the golden files ---------------------------------------------------------------------------- */
 struct golden {
     const char *model;
     int64_t n_ids, n_samples, n_steps, n_pixels;
     int64_t *ids, *labels, *lengths, *images, *greedy; /* greedy: [samples][steps] */
-    float *pixels, *logits;                            /* logits: [samples][steps][VOCAB] */
+    int64_t *sizes; /* width, height of each image where they are maps of tiles, else NULL */
+    float *pixels, *logits; /* logits: [samples][steps][VOCAB] */
 };
 
 static char *golden_path(const char *model) {
@@ -67,6 +68,7 @@ static struct golden golden_open(const char *model) {
     g.images = read_integers(s, "images", &n);
     g.greedy = read_integers(s, "greedy", &n);
     g.n_steps = n / g.n_samples;
+    if (safetensors_find(s, "image_sizes") != NULL) g.sizes = read_integers(s, "image_sizes", &n);
     g.pixels = read_floats(s, "pixels", &g.n_pixels);
     g.logits = read_floats(s, "greedy_logits", &n);
     CHECK(n == g.n_samples * g.n_steps * VOCAB, "%lld logits", (long long)n);
@@ -81,6 +83,7 @@ static void golden_close(struct golden *g) {
     free(g->lengths);
     free(g->images);
     free(g->greedy);
+    free(g->sizes);
     free(g->pixels);
     free(g->logits);
 }
@@ -88,7 +91,7 @@ static void golden_close(struct golden *g) {
 /* ---- the model, imported by the program ------------------------------------------------------------- */
 /* Runs the program without this job's environment, in which it would be one more rank. The models have
  * no tokenizer. */
-static int spawn_import(const char *model, const char *to) {
+static int spawn_import(const char *model, bool maps, const char *to) {
     char *from = xasprintf(GOLDEN "%s", model), *log = xasprintf("%s.log", to);
     const char *argv[] = {"strata",
                           "import",
@@ -98,9 +101,9 @@ static int spawn_import(const char *model, const char *to) {
                           "data:data_path=",
                           "data:image_folder=",
                           "data:conversation_template=",
-                          "data:image_aspect_ratio=",
                           "data:tokenizer_type=",
                           "data:tokenizer_model=",
+                          maps ? NULL : "data:image_aspect_ratio=",
                           NULL};
     char *const environment[] = {"PATH=/usr/bin:/bin", "OMP_NUM_THREADS=1", NULL};
     posix_spawn_file_actions_t files;
@@ -118,9 +121,9 @@ static int spawn_import(const char *model, const char *to) {
     return status;
 }
 
-static char *import_model(const struct grid *grid, const char *model) {
+static char *import_model(const struct grid *grid, const char *model, bool maps) {
     char *to = xasprintf("%s/%s-%d", getenv("TEST_TMP"), model, comm_world_size());
-    int rc = comm_world_rank() == 0 ? spawn_import(model, to) : 0;
+    int rc = comm_world_rank() == 0 ? spawn_import(model, maps, to) : 0;
     verdict(grid, rc == 0, "%s is imported", model);
     return to;
 }
@@ -141,19 +144,46 @@ static struct config *load_job(const char *folder, int T, int P, const char *spl
 }
 
 /* ---- one prompt -------------------------------------------------------------------------------------- */
+#define MOST_IMAGES 4
+struct prompt {
+    struct sample sample;
+    int32_t ids[MOST_ROWS];
+    struct image_layout layout[MOST_IMAGES];
+    int64_t first_tile, tiles;
+};
+
+/* What stands for the images of a prompt; those before it count the tiles in front of its own. */
+static void lay_out(const struct golden *g, int64_t sample, const struct data_settings *set,
+                    struct prompt *p) {
+    int64_t image = 0;
+    for (int64_t i = 0; i <= sample; i++) {
+        p->first_tile += p->tiles;
+        p->tiles = 0;
+        for (int64_t k = 0; k < g->images[i]; k++, image++) {
+            if (g->sizes != NULL)
+                anyres_layout(&set->anyres, (int)g->sizes[2 * image], (int)g->sizes[2 * image + 1],
+                              &p->layout[k]);
+            p->tiles += g->sizes != NULL ? p->layout[k].tiles : 1;
+        }
+    }
+    p->sample.layout = g->sizes != NULL ? p->layout : NULL;
+}
+
 /* transformers repeats the image id once per row: such a run is one marker here. Sets the rows. */
-static struct sample prompt_of(const struct golden *g, int64_t sample, int64_t rows_per_image,
-                               int32_t *ids) {
-    struct sample s = {.ids = ids, .n_images = (int32_t)g->images[sample]};
-    int64_t at = 0;
+static void prompt_make(const struct golden *g, int64_t sample, const struct data_settings *set,
+                        struct prompt *p) {
+    *p = (struct prompt){.sample = {.ids = p->ids, .n_images = (int32_t)g->images[sample]}};
+    struct sample *s = &p->sample;
+    int64_t at = 0, image = 0;
+    lay_out(g, sample, set, p);
     for (int64_t i = 0; i < sample; i++) at += g->lengths[i];
     for (int64_t j = at; g->labels[j] < 0;) {
-        bool image = g->ids[j] == IMAGE_ID;
-        ids[s.text_len++] = image ? DATA_IMAGE_MARKER : (int32_t)g->ids[j];
-        s.merged_len += (int32_t)(image ? rows_per_image : 1);
-        j += image ? rows_per_image : 1;
+        bool marker = g->ids[j] == IMAGE_ID;
+        int64_t rows = marker ? sample_image_rows(s, image++, set->rows_per_image) : 1;
+        p->ids[s->text_len++] = marker ? DATA_IMAGE_MARKER : (int32_t)g->ids[j];
+        s->merged_len += rows;
+        j += rows;
     }
-    return s;
 }
 
 /* Relative difference (L2) of the row of logits that the decoder chose from. */
@@ -176,26 +206,23 @@ static double logits_difference(const struct decoder *d, const float *want) {
 
 /* wrong: ids that are not transformers'; far: the largest difference of a row of logits. */
 static void answer(struct decoder *d, const struct golden *g, int64_t sample,
-                   int64_t rows_per_image, int64_t *wrong, double *far) {
-    int32_t ids[MOST_ROWS];
-    int64_t first_image = 0, images = 0;
-    for (int64_t i = 0; i < g->n_samples; i++) {
-        images += g->images[i];
-        if (i < sample) first_image += g->images[i];
-    }
-    int64_t tile = g->n_pixels / images;
-    struct sample s = prompt_of(g, sample, rows_per_image, ids);
+                   const struct data_settings *set, int64_t *wrong, double *far) {
+    struct prompt p;
+    int64_t tile = 3 * set->img_h * set->img_w;
+    prompt_make(g, sample, set, &p);
+    CHECK((p.first_tile + p.tiles) * tile <= g->n_pixels, "pixels of %s", g->model);
     if (decoder_pixels(d) != NULL)
-        memcpy(decoder_pixels(d), g->pixels + first_image * tile,
-               (size_t)(s.n_images * tile) * sizeof(float));
-    if (decoder_prompt(d, &s) != 0) error_exit();
+        memcpy(decoder_pixels(d), g->pixels + p.first_tile * tile,
+               (size_t)(p.tiles * tile) * sizeof(float));
+    if (decoder_prompt(d, &p.sample) != 0) error_exit();
     for (int64_t i = 0; i < g->n_steps; i++) {
         int64_t at = sample * g->n_steps + i;
         int32_t id = decoder_choose(d, sample, i);
         double difference = logits_difference(d, g->logits + at * VOCAB);
         if (!(difference <= *far)) *far = difference;
         *wrong += id != g->greedy[at];
-        if (i + 1 < g->n_steps && decoder_next(d, (int32_t)g->greedy[at], s.merged_len + i) != 0)
+        if (i + 1 < g->n_steps &&
+            decoder_next(d, (int32_t)g->greedy[at], p.sample.merged_len + i) != 0)
             error_exit();
     }
 }
@@ -207,7 +234,14 @@ static void test_layout(const struct golden *g, const char *folder, int T, int P
     struct picker_settings settings = {.n_ids = VOCAB, .top_p = 1, .key = rng_run_key(1)};
     struct config *cfg = load_job(folder, T, P, split);
     if (infer_grid(&run, cfg) != 0) error_exit();
-    run.largest = plan_microbatch_sized(&run.stack, 1, 2, MOST_ROWS, MOST_ROWS, 1);
+    struct microbatch most = {.samples = 1,
+                              .images = 2,
+                              .tiles = 2 * run.stack.shape.image_tiles,
+                              .tokens = MOST_ROWS,
+                              .newlines = 2 * run.stack.shape.image_newlines,
+                              .max_segment = MOST_ROWS,
+                              .targets = 1};
+    run.largest = plan_microbatch_of(&run.stack, &most);
     if (infer_stage(&run, 1, MOST_ROWS, folder) != 0) error_exit();
     decoder_begin(&d, &run, &settings);
     size_t taken = (run.life.peak + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
@@ -219,7 +253,7 @@ static void test_layout(const struct golden *g, const char *folder, int T, int P
     train_data_settings(cfg, DATA_TRAIN, &s);
     int64_t wrong = 0;
     double far = 0;
-    for (int64_t i = 0; i < g->n_samples; i++) answer(&d, g, i, s.rows_per_image, &wrong, &far);
+    for (int64_t i = 0; i < g->n_samples; i++) answer(&d, g, i, &s, &wrong, &far);
     verdict(run.grid, wrong == 0,
             "%s, tensor %d x pipeline %d: the ids of transformers' generate()", g->model, T, P);
     verdict(run.grid, far <= 1e-5, "%s, tensor %d x pipeline %d: its logits of each step (%.1e)",
@@ -231,7 +265,7 @@ static void test_layout(const struct golden *g, const char *folder, int T, int P
 
 static void test_model(const struct grid *grid, const char *model) {
     struct golden g = golden_open(model);
-    char *folder = import_model(grid, model);
+    char *folder = import_model(grid, model, g.sizes != NULL);
     if (comm_world_size() == 1) test_layout(&g, folder, 1, 1, "7");
     if (comm_world_size() == 2) test_layout(&g, folder, 2, 1, "7");
     if (comm_world_size() == 2) test_layout(&g, folder, 1, 2, "2,5");
@@ -247,6 +281,7 @@ int main(int argc, char **argv) {
     log_to(stderr);
     test_model(grid, "mistral_last_but_one");
     test_model(grid, "llama_last_full");
+    test_model(grid, "mistral_next");
     grid_destroy(grid);
     comm_finalize();
     return test_failures == 0 ? 0 : 1;

@@ -37,6 +37,7 @@ struct safetensor {
     int64_t shape[SAFETENSORS_DIMS];
     int file;             /* which of the files */
     int64_t begin, bytes; /* of its data, from the start of that file */
+    bool permuted;        /* stored as TensorFlow does, [in, out] or [height, width, in, out] */
 };
 int64_t safetensor_count(const struct safetensor *t);
 void safetensor_shape_text(const struct safetensor *t, char *text, size_t size); /* "32x16" */
@@ -47,7 +48,8 @@ struct safetensors_options {
     bool follow_links; /* symbolic links are refused otherwise */
 };
 /* path: one .safetensors file, or a folder with model.safetensors.index.json, model.safetensors,
- * consolidated.safetensors, or just one .safetensors file (looked for in this order).
+ * consolidated.safetensors, just one .safetensors file, or CLIP's tf_model.h5, of which the vision
+ * tower is taken under its names of PyTorch (looked for in this order).
  * EXIT_NO_INPUT, EXIT_BAD_DATA with file and reason. */
 int safetensors_open(const char *path, const struct safetensors_options *options,
                      struct safetensors **out);

@@ -158,7 +158,7 @@ static bool has_suffix(const char *name, const char *suffix) {
     return n > k && strcmp(name + n - k, suffix) == 0;
 }
 
-static int choose_other(const struct safetensors *s, char *name, size_t size) {
+static int choose_other(const struct safetensors *s, int folder, char *name, size_t size) {
     struct name_list list;
     int64_t n = 0, pickles = 0;
     TRY(folder_list(s->path, &list));
@@ -171,6 +171,10 @@ static int choose_other(const struct safetensors *s, char *name, size_t size) {
     }
     name_list_free(&list);
     if (n == 1) return 0;
+    if (n == 0 && faccessat(folder, TF_WEIGHTS, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+        snprintf(name, size, "%s", TF_WEIGHTS);
+        return 0;
+    }
     if (n > 1)
         return error_raise(EXIT_NO_INPUT,
                            "%s has %lld .safetensors files and no %s that joins them", s->path,
@@ -189,7 +193,7 @@ static int open_folder(struct safetensors *s, int folder, bool follow_links) {
     for (int i = 1; i >= 0; i--)
         if (faccessat(folder, single[i], F_OK, AT_SYMLINK_NOFOLLOW) == 0)
             snprintf(name, sizeof name, "%s", single[i]);
-    if (name[0] == 0) TRY(choose_other(s, name, sizeof name));
+    if (name[0] == 0) TRY(choose_other(s, folder, name, sizeof name));
     int rc = safetensors_add_file(s, folder, name, follow_links);
     if (rc) return error_note(rc, "in %s", s->path);
     return sort_tensors(s);

@@ -27,5 +27,9 @@ struct safetensors {
 bool safetensors_name_legal(const char *name);
 /* Opens folder_fd/name, checks it, appends its tensors (unsorted). */
 int safetensors_add_file(struct safetensors *s, int folder_fd, const char *name, bool follow_links);
+struct safetensor *safetensors_add_tensor(struct safetensors *s, const char *name);
+#define TF_WEIGHTS "tf_model.h5"
+/* Appends the tensors of the file opened last, a tf_model.h5. */
+int safetensors_list_tf(struct safetensors *s);
 
 #endif

@@ -89,7 +89,7 @@ static int check_metadata(const char *path, const struct json *v) {
     return 0;
 }
 
-static struct safetensor *add_tensor(struct safetensors *s, const char *name) {
+struct safetensor *safetensors_add_tensor(struct safetensors *s, const char *name) {
     if (s->n == s->capacity) {
         s->capacity = s->capacity ? 2 * s->capacity : 256;
         s->tensor = xrealloc(s->tensor, (size_t)s->capacity * sizeof *s->tensor);
@@ -108,7 +108,7 @@ static int take_tensors(struct safetensors *s, const char *path, const struct js
             TRY(check_metadata(path, value));
             continue;
         }
-        struct safetensor *t = add_tensor(s, key);
+        struct safetensor *t = safetensors_add_tensor(s, key);
         if (json_kind(value) != JSON_OBJECT) return bad(path, key, "its entry is no object");
         TRY(take_dtype(path, json_get(value, "dtype"), t));
         TRY(take_shape(path, json_get(value, "shape"), t));
@@ -210,11 +210,27 @@ int safetensors_add_file(struct safetensors *s, int folder_fd, const char *name,
     }
     s->file = xrealloc(s->file, (size_t)(s->n_files + 1) * sizeof *s->file);
     s->file[s->n_files++] = (struct safetensors_file){xstrdup(name), fd, (int64_t)st.st_size};
-    return read_header(s, &s->file[s->n_files - 1]);
+    return strcmp(name, TF_WEIGHTS) == 0 ? safetensors_list_tf(s)
+                                         : read_header(s, &s->file[s->n_files - 1]);
 }
 
 /* ---- reading ranges ------------------------------------------------------------------------------------- */
 #define READ_CHUNK 65536 /* elements */
+
+/* The whole tensor is fetched: kernels of a vision tower are small. Element (o, i, h, w) of the shape
+ * lies at (h, w, i, o); a dense kernel has no h, w. */
+static int read_permuted(const struct safetensors_file *f, const struct safetensor *t,
+                         int64_t first, int64_t count, float *out) {
+    int64_t O = t->shape[0], I = t->shape[1], HW = safetensor_count(t) / (O * I);
+    float *stored = xmalloc((size_t)t->bytes);
+    int rc = read_at(f->fd, f->name, stored, t->bytes, t->begin);
+    for (int64_t k = 0; !rc && k < count; k++) {
+        int64_t e = first + k, hw = e % HW, i = e / HW % I, o = e / HW / I;
+        out[k] = stored[(hw * I + i) * O + o];
+    }
+    free(stored);
+    return rc;
+}
 
 int safetensors_read(const struct safetensors *s, const struct safetensor *t, int64_t first,
                      int64_t count, float *out) {
@@ -224,6 +240,7 @@ int safetensors_read(const struct safetensors *s, const struct safetensor *t, in
     if (t->dtype != ST_F16 && t->dtype != ST_BF16 && t->dtype != ST_F32 && t->dtype != ST_F64)
         return bad(f->name, t->name, "its type is none of F16, BF16, F32, F64");
     int64_t size = (int64_t)safetensors_dtype_size(t->dtype);
+    if (t->permuted) return read_permuted(f, t, first, count, out);
     if (t->dtype == ST_F32) return read_at(f->fd, f->name, out, count * 4, t->begin + first * 4);
     char *chunk = xmalloc(READ_CHUNK * (size_t)size);
     int rc = 0;

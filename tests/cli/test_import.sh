@@ -29,7 +29,8 @@ import hf --language $names/mistral --vision $names/clip --projector $names/proj
 import raw --language $names/mistral_raw --vision $names/clip_openai \
     --projector $names/projector/mm_projector.safetensors $heads
 import mixed --language $names/c --vision $names/a --projector $names/original
-for name in a b c original hf raw mixed; do
+import tensorflow --language $names/mistral --vision $names/clip_tf --projector $names/projector
+for name in a b c original hf raw mixed tensorflow; do
     export_as $name "fp32_$name" --dtype fp32 --image-token 36
     yes "$name is the same model, bit for bit" cmp "$tmp/fp32_a/model.safetensors" "$tmp/fp32_$name/model.safetensors"
 done

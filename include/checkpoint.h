@@ -36,9 +36,10 @@ struct ckpt_settings {
     const char *save_second;
     const char *load; /* folder with iter_* or one checkpoint; NULL: the same as save */
     enum ckpt_resume resume;
-    int64_t ckpt_step;            /* -1: the newest that verifies */
-    bool finetune;                /* weights of load only; no effect once save holds a checkpoint */
-    bool allow_missing_projector; /* model/mm_projector/ may be missing when finetuning */
+    int64_t ckpt_step; /* -1: the newest that verifies */
+    bool finetune;     /* weights of load only; no effect once save holds a checkpoint */
+    /* when finetuning, model/mm_projector/ and model/image_newline may be missing */
+    bool allow_missing_projector;
     bool no_load_optim, no_load_rng, no_save_optim, no_save_rng;
     int64_t most_recent_k;        /* -1: keep all; else >= 2 */
     int64_t save_retain_interval; /* multiples of it are never deleted; 0: none */

@@ -7,6 +7,7 @@
 #include "fault.h"
 
 #define PROJECTOR "model/mm_projector/"
+#define NEWLINE "model/image_newline"
 
 struct load {
     const struct ckpt_settings *set;
@@ -28,14 +29,17 @@ static void shape_text(int n, const int64_t *shape, char *text, size_t size) {
             (size_t)snprintf(text + used, size - used, "%s%lld", d ? "x" : "", (long long)shape[d]);
 }
 
+static bool may_be_new(const char *name) {
+    return strncmp(name, PROJECTOR, strlen(PROJECTOR)) == 0 || strcmp(name, NEWLINE) == 0;
+}
+
 static int check_tensor(const struct load *l, const struct part *p, const char *name,
                         const struct ckpt_tensor **out) {
     const struct param *param = &l->st->set->param[p->param];
     const struct ckpt_tensor *t = manifest_find(l->m, name);
     char have[96], need[96];
     *out = t;
-    if (!t && l->found->weights_only && l->set->allow_missing_projector &&
-        strncmp(name, PROJECTOR, strlen(PROJECTOR)) == 0) {
+    if (!t && l->found->weights_only && l->set->allow_missing_projector && may_be_new(name)) {
         log_warn("%s is not in %s: it keeps its initial values", name, l->found->dir);
         return 0;
     }

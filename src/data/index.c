@@ -36,7 +36,7 @@ size_t column_size(enum index_column c) {
 void index_append(struct index *x, enum index_column c, const void *data, int64_t n) {
     struct column *col = &x->col[c];
     size_t size = column_size(c);
-    if (col->n + n > col->capacity) {
+    if (col->data == NULL || col->n + n > col->capacity) {
         col->capacity = 2 * (col->n + n) + 64;
         col->data = xrealloc(col->data, (size_t)col->capacity * size);
     }

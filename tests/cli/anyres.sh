@@ -54,6 +54,18 @@ expect 0 'lm loss value' "evaluate it on tensor ranks" mpirun -n 2 "$STRATA" eva
 expect 78 'image_grid_pinpoints = 28,56, but .* was trained with 28,56,56,28' "another way to cut images is another run" "$STRATA" train $base \
     "run:run_dir=$TEST_TMP/halves" "$save" data:image_grid_pinpoints=28,56
 
+# ---- from images of one tile to several ----------------------------------------------------------------
+expect 0 '' "train with images of one tile" "$STRATA" train $base "run:run_dir=$TEST_TMP/small" training:train_iters=1 \
+    optimizer:lr_warmup_iters=0 data:image_aspect_ratio=pad "checkpoint:save=$TEST_TMP/small"
+start="optimizer:lr_warmup_iters=0 training:train_iters=1 checkpoint:pretrained_checkpoint=$TEST_TMP/small"
+expect 78 'has no tensor model/image_newline, which this model needs' "image_newline is asked for" \
+    "$STRATA" train $base "run:run_dir=$TEST_TMP/later" $start
+expect 0 'image_newline is not in .*: it keeps its initial values' "or starts afresh" "$STRATA" train $base \
+    "run:run_dir=$TEST_TMP/later" $start projector:allow_missing_vision_projection_checkpoint=true
+expect 78 'holds model/image_newline, which this job.s model does not have' "not dropped in silence" "$STRATA" generate \
+    input/llava_tiny.ini --checkpoint "$TEST_TMP/ckpt" --prompt "What?" projector:projector_hidden_size=60 \
+    "run:run_dir=$TEST_TMP/none"
+
 # ---- answers ----------------------------------------------------------------------------------------
 ask="--checkpoint $TEST_TMP/ckpt --image input/tiny/images/hammer.jpg --image input/tiny/images/padlock.png"
 answer() { # RANKS KEY...

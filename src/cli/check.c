@@ -129,7 +129,14 @@ static void plan_cuts(struct check_report *r) {
 static int plan_generation(struct check_report *r) {
     int64_t rows = r->cfg->language.decoder_seq_length;
     TRY(train_infer_stack(r->cfg, &r->stack));
-    r->largest = plan_microbatch_sized(&r->stack, 1, 1, rows, rows, 1);
+    struct microbatch sizes = {.samples = 1,
+                               .images = 1,
+                               .tiles = r->stack.shape.image_tiles,
+                               .tokens = rows,
+                               .newlines = r->stack.shape.image_newlines,
+                               .max_segment = rows,
+                               .targets = 1};
+    r->largest = plan_microbatch_of(&r->stack, &sizes);
     r->split_auto = r->cfg->parallel.split_spec.n == 0;
     TRY(train_split(r->cfg, &r->stack, r->largest, &r->split));
     train_infer_layout(r->cfg, r->split, 1, rows, &r->layout);

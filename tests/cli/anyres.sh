@@ -54,6 +54,8 @@ expect 0 'lm loss value' "evaluate it on tensor ranks" mpirun -n 2 "$STRATA" eva
 expect 78 'image_grid_pinpoints = 28,56, but .* was trained with 28,56,56,28' "another way to cut images is another run" "$STRATA" train $base \
     "run:run_dir=$TEST_TMP/halves" "$save" data:image_grid_pinpoints=28,56
 
+expect 0 '1 images of 5 tiles, 384 merged rows' "a question is planned with all its tiles" "$STRATA" check $base --generate
+
 # ---- from images of one tile to several ----------------------------------------------------------------
 expect 0 '' "train with images of one tile" "$STRATA" train $base "run:run_dir=$TEST_TMP/small" training:train_iters=1 \
     optimizer:lr_warmup_iters=0 data:image_aspect_ratio=pad "checkpoint:save=$TEST_TMP/small"

@@ -6,7 +6,7 @@
 
 #include "tools_impl.h"
 
-enum entry_kind { ENTRY_CHECKPOINT, ENTRY_TEMPORARY, ENTRY_TRASH };
+enum entry_kind { ENTRY_CHECKPOINT, ENTRY_TEMPORARY, ENTRY_ASIDE, ENTRY_TRASH };
 struct entry {
     enum entry_kind kind;
     const char *name;
@@ -35,15 +35,19 @@ static int64_t folder_bytes(const char *dir) {
     return bytes;
 }
 
-/* The step of "iter_0000003.tmp-..." and ".trash-iter_0000003". */
+/* The step of "iter_0000003.tmp-...", ".trash-iter_0000003" and ".aside-iter_0000003". */
 static int64_t step_in(const char *name, enum entry_kind *kind) {
     char copy[CKPT_NAME_MAX + 1];
     snprintf(copy, sizeof copy, "%s", name);
     char *tmp = strstr(copy, ".tmp-");
-    bool trash = strncmp(copy, ".trash-", 7) == 0;
+    const char *rest = copy;
+    bool trash = strncmp(copy, CKPT_TRASH, strlen(CKPT_TRASH)) == 0;
+    bool aside = strncmp(copy, CKPT_ASIDE, strlen(CKPT_ASIDE)) == 0;
+    if (trash) rest += strlen(CKPT_TRASH);
+    if (aside) rest += strlen(CKPT_ASIDE);
     if (tmp) *tmp = 0;
-    *kind = trash ? ENTRY_TRASH : tmp ? ENTRY_TEMPORARY : ENTRY_CHECKPOINT;
-    return ckpt_folder_step(trash ? copy + 7 : copy);
+    *kind = trash ? ENTRY_TRASH : aside ? ENTRY_ASIDE : tmp ? ENTRY_TEMPORARY : ENTRY_CHECKPOINT;
+    return ckpt_folder_step(rest);
 }
 
 /* Everything but the data: manifest, list of files, sizes, coverage. */
@@ -68,11 +72,13 @@ static void judge(struct entry *e, bool quick, bool *taken, char **notes) {
     if (fine && read) fine = ckpt_verify_folder(e->dir) == 0;
     if (e->kind == ENTRY_TRASH)
         e->state = "being deleted";
+    else if (e->kind == ENTRY_ASIDE)
+        e->state = "set aside";
     else if (e->kind == ENTRY_TEMPORARY)
         e->state = fine ? "temporary, complete" : "temporary";
     else
         e->state = refused ? "refused" : !fine ? "damaged" : read ? "verified" : "unverified";
-    e->taken = fine && !refused && !*taken && e->kind != ENTRY_TRASH;
+    e->taken = fine && !refused && !*taken && e->kind < ENTRY_ASIDE;
     *taken = *taken || e->taken;
     if (!fine && e->kind == ENTRY_CHECKPOINT && error_count() > 0) add_note(notes, e);
     error_clear();

@@ -9,7 +9,7 @@
 #include "fault.h"
 
 static char *trash_name(const char *save, const char *name) {
-    return xasprintf("%s/.trash-%s", save, name);
+    return xasprintf("%s/%s%s", save, CKPT_TRASH, name);
 }
 
 /* First out of sight by one rename, then removed file by file. */
@@ -43,14 +43,16 @@ static void write_latest(const struct ckpt_settings *s, int64_t step) {
     free(path);
 }
 
-/* The same step once more, after a roll-back: the old one goes only when the new one has its name. */
-static int replace_folder(const char *tmp, const char *final, const char *trash) {
-    TRY(folder_remove(trash));
-    TRY(folder_rename(final, trash));
+/* The same step once more, after a roll-back: the old one goes only when the new one has its name.
+ * Between the two renames the old one is set aside under a name of its own, not as rubbish: a start
+ * after a crash there puts it back if the new one turns out not to be whole. */
+static int replace_folder(const char *tmp, const char *final, const char *aside) {
+    TRY(folder_remove(aside));
+    TRY(folder_rename(final, aside));
     fault_point("save.rename.old");
     int rc = folder_rename(tmp, final);
-    if (rc && rename(trash, final) != 0)
-        error_note(rc, "and what was there before is now %s", trash);
+    if (rc && rename(aside, final) != 0)
+        error_note(rc, "and what was there before is now %s", aside);
     return rc;
 }
 
@@ -59,23 +61,23 @@ int ckpt_commit_folder(const struct ckpt_settings *s, const char *tmp, int64_t s
     char name[40];
     snprintf(name, sizeof name, "iter_%07lld", (long long)step);
     char *final = xasprintf("%s/%s", save, name), *mark = xasprintf("%s.refused", final);
-    char *trash = trash_name(save, name);
+    char *aside = xasprintf("%s/%s%s", save, CKPT_ASIDE, name);
     bool again = folder_exists(final);
     fault_point("save.rename.before");
     int rc = ckpt_lock_check(s->lock);
-    if (!rc) rc = again ? replace_folder(tmp, final, trash) : folder_rename(tmp, final);
+    if (!rc) rc = again ? replace_folder(tmp, final, aside) : folder_rename(tmp, final);
     fault_point("save.rename.in");
     if (!rc) unlink(mark);
     if (!rc) rc = folder_sync(save);
     fault_point("save.rename.after");
     if (!rc) write_latest(s, step);
-    if (!rc && again && folder_remove(trash) != 0) {
-        log_warn("%s stays until the next start: %s", trash, error_text());
+    if (!rc && again && folder_remove(aside) != 0) {
+        log_warn("%s stays until the next start: %s", aside, error_text());
         error_clear();
     }
     free(final);
     free(mark);
-    free(trash);
+    free(aside);
     return rc;
 }
 
@@ -118,25 +120,52 @@ static bool left_over(const char *save, const char *name) {
     return old;
 }
 
+/* A folder that was to be replaced: back to its name, unless the new one has it. */
+static int recover_aside(const struct ckpt_settings *s, const char *name) {
+    char *path = xasprintf("%s/%s", s->save, name);
+    char *final = xasprintf("%s/%s", s->save, name + strlen(CKPT_ASIDE));
+    int rc;
+    if (folder_exists(final)) {
+        rc = folder_remove(path);
+    } else {
+        rc = ckpt_lock_check(s->lock);
+        if (!rc) rc = folder_rename(path, final);
+        if (!rc) log_warn("%s is back: what was to replace it is not whole", final);
+    }
+    free(path);
+    free(final);
+    return rc;
+}
+
+enum recovery { TEMPORARY, ASIDE, RUBBISH, RECOVERIES };
+
+static int recover_one(const struct ckpt_settings *s, const char *name, enum recovery what) {
+    char *path = xasprintf("%s/%s", s->save, name);
+    int rc = 0;
+    fault_point("recover.in");
+    if (what == TEMPORARY && strncmp(name, "iter_", 5) == 0 && strstr(name, ".tmp-") &&
+        folder_exists(path))
+        rc = recover_temporary(s, name);
+    else if (what == ASIDE && strncmp(name, CKPT_ASIDE, strlen(CKPT_ASIDE)) == 0)
+        rc = recover_aside(s, name);
+    else if (what == RUBBISH && strncmp(name, CKPT_TRASH, strlen(CKPT_TRASH)) == 0)
+        rc = folder_remove(path);
+    else if (what == RUBBISH && left_over(s->save, name))
+        unlink(path);
+    free(path);
+    return rc;
+}
+
+/* What may hold a checkpoint first, what is to go last. */
 int ckpt_recover(const struct ckpt_settings *s) {
-    const char *save = s->save;
     struct name_list list;
     int rc = 0;
     fault_point("recover.before");
-    if (!folder_exists(save)) return 0;
-    TRY(folder_list(save, &list));
-    for (int64_t i = 0; !rc && i < list.n; i++) {
-        const char *name = list.name[i];
-        char *path = xasprintf("%s/%s", save, name);
-        fault_point("recover.in");
-        if (strncmp(name, ".trash-", 7) == 0)
-            rc = folder_remove(path);
-        else if (left_over(save, name))
-            unlink(path);
-        else if (strncmp(name, "iter_", 5) == 0 && strstr(name, ".tmp-") && folder_exists(path))
-            rc = recover_temporary(s, name);
-        free(path);
-    }
+    if (!folder_exists(s->save)) return 0;
+    TRY(folder_list(s->save, &list));
+    for (int what = TEMPORARY; what < RECOVERIES; what++)
+        for (int64_t i = 0; !rc && i < list.n; i++)
+            rc = recover_one(s, list.name[i], (enum recovery)what);
     fault_point("recover.after");
     name_list_free(&list);
     return rc;

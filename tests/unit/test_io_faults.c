@@ -119,13 +119,21 @@ static bool legal_code(int64_t rc) {
     return rc == EXIT_CANT_CREATE || rc == EXIT_IO || rc == EXIT_NO_PERMISSION;
 }
 
+/* A rank that dies between the two renames of a replaced step leaves the older one set aside. */
+static bool older_stands(const char *folder) {
+    const char *names[] = {"iter_0000001", CKPT_ASIDE "iter_0000001"};
+    for (int i = 0; i < 2; i++)
+        if (folder_exists(below_folder(folder, names[i])))
+            return case_digest(below_folder(folder, names[i])) == template_digest;
+    return false;
+}
+
 /* What must hold whatever happened. `saved`: the step was reported as saved; a step that was saved
  * again may lack its index. */
 static bool afterwards(struct attempt *a, bool saved) {
     struct ckpt_job job = a->job;
     job.other[0] = 0;
-    bool good = case_digest(below_folder(job.folder, "iter_0000001")) == template_digest ||
-                (a->scene == SAVE_ANEW && saved);
+    bool good = older_stands(job.folder) || (a->scene == SAVE_ANEW && saved);
     if (!good) printf("# the older checkpoint has other bytes\n");
     int64_t step = case_run(&job, case_load);
     if (step < 1 || (saved && a->scene == SAVE && step < 2)) {
@@ -179,6 +187,23 @@ static int64_t all_calls(int victim, enum io_fault_kind kind, enum scene scene) 
             "%s, rank %d, %s: %lld calls, %lld times it failed", scene_name[scene], victim,
             io_fault_name(kind), (long long)tried, (long long)failed);
     return tried;
+}
+
+/* Set aside, and its successor is not whole: the next start puts it back. With a successor it goes. */
+static void set_aside(void) {
+    struct ckpt_job job = {.c = layout};
+    snprintf(job.folder, sizeof job.folder, "%s/run", case_folder);
+    for (int whole = 0; whole < 2; whole++) {
+        case_remove(job.folder);
+        copy_folder(template[0], below_folder(job.folder, CKPT_ASIDE "iter_0000001"));
+        copy_folder(template[0], below_folder(job.folder, "iter_0000001.tmp-7-0"));
+        if (!whole) unlink(below_folder(job.folder, "iter_0000001.tmp-7-0/manifest.json"));
+        int64_t step = case_run(&job, case_load);
+        bool good = step == 1 && clean(job.folder) &&
+                    case_digest(below_folder(job.folder, "iter_0000001")) == template_digest;
+        verdict(good, "a step set aside %s",
+                whole ? "goes when its successor is whole" : "is put back");
+    }
 }
 
 /* ---- a file system of exact size ---------------------------------------------------------------- */
@@ -235,6 +260,7 @@ int main(void) {
     int64_t n = 0;
     case_begin();
     make_templates();
+    set_aside();
     exact_sizes();
     for (int kind = 0; kind < IO_FAULT_KINDS; kind++) {
         for (int victim = 0; victim < 2; victim++)

@@ -112,9 +112,9 @@ static char *make_header(struct safetensors_writer *w, int k, size_t *bytes) {
     size_t length = strlen(text), padded = (length + 7) / 8 * 8;
     char *header = xmalloc(8 + padded);
     uint64_t le = htole64((uint64_t)padded);
-    memcpy(header, &le, 8);
-    memcpy(header + 8, text, length);
-    memset(header + 8 + length, ' ', padded - length);
+    memset(header, ' ', 8 + padded); /* padded with spaces, not ended by a zero */
+    memcpy(header, &le, sizeof le);
+    for (size_t i = 0; i < length; i++) header[8 + i] = text[i];
     *bytes = 8 + padded;
     for (int64_t i = 0; i < n; i++) w->tensor[order[i].index].begin += (int64_t)*bytes;
     w->file[k].bytes = at;

@@ -31,13 +31,14 @@ static void norm_body(const void *ctx, int64_t i, int thread) {
     const struct norm *p = ctx;
     struct tile t = tiles_at(&p->tiles, i);
     int64_t h = p->x->cols;
-    const real *gamma = row_of(p->gamma, 0), *beta = p->beta ? row_of(p->beta, 0) : NULL;
+    const bool rms = p->kind == NORM_RMS;
+    const real *gamma = row_of(p->gamma, 0), *beta = rms ? NULL : row_of(p->beta, 0);
     for (int64_t r = t.row; r < t.row_end; r++) {
         const real *x = row_of(p->x, r);
         real *y = row_of(p->y, r), *stats = row_of(p->stats, r);
         row_stats(p, x, h, stats);
         real mean = stats[0], rstd = stats[1];
-        if (p->kind == NORM_RMS)
+        if (rms)
             EACH (int64_t j = 0; j < h; j++) y[j] = gamma[j] * (x[j] * rstd);
         else
             EACH (int64_t j = 0; j < h; j++) y[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];

@@ -60,7 +60,7 @@ static char *tower_name(const char *dataset) {
 /* ---- one dataset ---------------------------------------------------------------------------------- */
 /* Dense kernels are [in, out], those of a convolution [height, width, in, out]. */
 static int take_shape(const struct listing *l, const char *dataset, hid_t d, struct safetensor *t) {
-    hsize_t dim[SAFETENSORS_DIMS];
+    hsize_t dim[SAFETENSORS_DIMS] = {0};
     hid_t space = H5Dget_space(d);
     int n = space < 0 ? -1 : H5Sget_simple_extent_ndims(space);
     bool kernel = strstr(dataset, "/kernel:0") != NULL, good = n >= 1 && n <= 4 && n != 3;

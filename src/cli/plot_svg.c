@@ -38,16 +38,23 @@ static void put_axes(const struct plot *p, FILE *to) {
     char label[32];
     double step = plot_step(p->y_low, p->y_high, 8);
     fprintf(to, "<g stroke=\"#dddddd\">\n");
-    for (double y = p->y_low; y <= p->y_high + step / 2; y += step)
+    int n = (int)floor((p->y_high - p->y_low) / step + 0.5);
+    for (int i = 0; i <= n; i++) {
+        double y = p->y_low + i * step;
         fprintf(to, "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\"/>\n", LEFT, place_y(p, y),
                 WIDTH - RIGHT, place_y(p, y));
+    }
     fprintf(to, "</g>\n");
-    for (double y = p->y_low; y <= p->y_high + step / 2; y += step) {
+    for (int i = 0; i <= n; i++) {
+        double y = p->y_low + i * step;
         snprintf(label, sizeof label, "%g", round(y / step) * step);
         put_text(to, LEFT - 8, place_y(p, y) + 4, "end", "", label);
     }
     step = fmax(1, plot_step(p->x_low, p->x_high, 8));
-    for (double x = ceil(p->x_low / step) * step; x <= p->x_high; x += step) {
+    double first = ceil(p->x_low / step) * step;
+    n = (int)floor((p->x_high - first) / step);
+    for (int i = 0; i <= n; i++) {
+        double x = first + i * step;
         fprintf(to, "<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"black\"/>\n",
                 place_x(p, x), HEIGHT - BOTTOM, place_x(p, x), HEIGHT - BOTTOM + 5);
         snprintf(label, sizeof label, "%.0f", x);

@@ -194,9 +194,9 @@ static bool read_turns(struct reading *r, const struct json *record) {
     r->n_turns = 0;
     r->text.bytes = 0;
     for (size_t i = 0; i < json_size(list); i++) {
-        bool human;
-        const char *text;
-        size_t bytes;
+        bool human = false;
+        const char *text = "";
+        size_t bytes = 0;
         if (!read_turn(r, json_at(list, i), &human, &text, &bytes)) return false;
         if (!add_turn(r, human, text, bytes)) return false;
     }
@@ -219,8 +219,8 @@ static int read_record(struct reading *r, const struct json *record) {
 
 static int read_elements(struct builder *b, struct reading *r, const char *text, size_t bytes) {
     struct elements e = {.path = b->set->path, .text = text, .bytes = bytes};
-    size_t begin, end;
-    bool found;
+    size_t begin = 0, end = 0;
+    bool found = false;
     TRY(array_begin(&e));
     for (;;) {
         TRY(array_next(&e, &begin, &end, &found));

@@ -77,8 +77,8 @@ static int read_model(const char *path, char **data, size_t *bytes, char hex[65]
 }
 
 int tokenizer_file_sha256(const char *path, char hex[65]) {
-    char *data;
-    size_t bytes;
+    char *data = NULL;
+    size_t bytes = 0;
     TRY(read_model(path, &data, &bytes, hex));
     free(data);
     return 0;
@@ -89,7 +89,7 @@ int tokenizer_open(const char *type, const char *path, struct tokenizer **out) {
     TRY(check_type(type));
     struct tokenizer *t = xcalloc(1, sizeof *t);
     char *data = NULL;
-    size_t bytes;
+    size_t bytes = 0;
     int rc = read_model(path, &data, &bytes, t->sha256);
     if (rc == 0) rc = load_model(path, data, bytes, t);
     free(data);

@@ -109,12 +109,13 @@ int64_t param_global_index(const struct param *p, int64_t row, int64_t col) {
 
 static void draw_values(const struct param *p, struct rng_key sub, int64_t first, int64_t n,
                         double *out) {
+    double scale = p->init == INIT_ZERO ? 0.0 : p->init == INIT_ONE ? 1.0 : p->init_scale;
+    for (int64_t i = 0; i < n; i++) out[i] = 1.0;
     if (p->init == INIT_NORMAL)
         rng_normals(sub, (uint64_t)first, n, out);
     else if (p->init == INIT_UNIFORM)
         rng_uniforms(sub, (uint64_t)first, n, out);
-    for (int64_t i = 0; i < n; i++)
-        out[i] = p->init == INIT_ZERO ? 0.0 : p->init == INIT_ONE ? 1.0 : p->init_scale * out[i];
+    for (int64_t i = 0; i < n; i++) out[i] *= scale;
 }
 
 /* n local elements from (row, col) on, whose global indices follow each other. */

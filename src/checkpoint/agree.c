@@ -10,7 +10,7 @@ char *ckpt_share(const struct group *world, const void *mine, size_t mine_bytes,
     int64_t n = (int64_t)mine_bytes;
     comm_broadcast(world, &n, sizeof n, root);
     char *copy = xmalloc((size_t)n + 1);
-    if (group_rank(world) == root) memcpy(copy, mine, (size_t)n);
+    if (n > 0 && group_rank(world) == root) memcpy(copy, mine, (size_t)n);
     if (n > 0) comm_broadcast(world, copy, (size_t)n, root);
     copy[n] = 0;
     *bytes = (size_t)n;

@@ -24,6 +24,7 @@ static void verdict(bool good, const char *name) {
 static const int32_t ids[LENGTH] = {1, 17, DATA_IMAGE_MARKER, 400, 5, 93, 200, 201, 3, 250};
 
 struct job {
+    struct arena room; /* of the caches; nothing without them */
     struct stack stack;
     struct grid *grid;
     struct kit_rank k;
@@ -123,11 +124,10 @@ static void job_begin(struct job *j, int T, int P, const int *split, bool caches
     j->logits =
         tensor_view(xcalloc((size_t)(j->rows * cols), sizeof(float)), j->rows, cols, DTYPE_F32);
     if (!caches) return;
-    struct arena room;
-    arena_init_measuring(&room, "caches");
-    stage_allocate_caches(&j->k.st, j->k.be, j->rows, &room);
-    kit_arena(&room, "caches", room.peak);
-    stage_allocate_caches(&j->k.st, j->k.be, j->rows, &room);
+    arena_init_measuring(&j->room, "caches");
+    stage_allocate_caches(&j->k.st, j->k.be, j->rows, &j->room);
+    kit_arena(&j->room, "caches", j->room.peak);
+    stage_allocate_caches(&j->k.st, j->k.be, j->rows, &j->room);
 }
 
 static void job_end(struct job *j) {
@@ -137,6 +137,7 @@ static void job_end(struct job *j) {
     descriptor_free(&j->d);
     free(j->tables.staging);
     free(j->logits.data);
+    free(j->room.base);
     free(j->out);
     stack_free(&j->stack);
 }

@@ -105,7 +105,11 @@ static int spawn_import(const char *model, bool maps, const char *to) {
                           "data:tokenizer_model=",
                           maps ? NULL : "data:image_aspect_ratio=",
                           NULL};
-    char *const environment[] = {"PATH=/usr/bin:/bin", "OMP_NUM_THREADS=1", NULL};
+    const char *asan = getenv("ASAN_OPTIONS"), *lsan = getenv("LSAN_OPTIONS");
+    char *passed[] = {xasprintf("ASAN_OPTIONS=%s", asan ? asan : ""),
+                      xasprintf("LSAN_OPTIONS=%s", lsan ? lsan : "")};
+    char *const environment[] = {"PATH=/usr/bin:/bin", "OMP_NUM_THREADS=1", passed[0], passed[1],
+                                 NULL};
     posix_spawn_file_actions_t files;
     pid_t child;
     int status = -1;
@@ -116,6 +120,7 @@ static int spawn_import(const char *model, bool maps, const char *to) {
                     environment) == 0)
         waitpid(child, &status, 0);
     posix_spawn_file_actions_destroy(&files);
+    free(passed[0]), free(passed[1]);
     free(from);
     free(log);
     return status;

@@ -162,6 +162,6 @@ void sha256_end(struct sha256 *s, char hex[65]);
 /* Whole file into memory, NUL added behind it. EXIT_NO_INPUT, EXIT_IO, EXIT_BAD_DATA (> max). */
 int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes);
 int file_write_atomic(const char *path, const void *data, size_t bytes); /* tmp, fsync, rename */
-int dir_make(const char *path);                                          /* with parents */
+int dir_make(const char *path); /* with parents; each new name is synced */
 
 #endif

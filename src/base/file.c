@@ -104,8 +104,10 @@ int file_write_atomic(const char *path, const void *data, size_t bytes) {
     return rc;
 }
 
+/* A new folder lasts when its name is on disk: what is synced inside it would else be lost with it. A
+ * parent that may not be read cannot be synced. */
 static bool make_one(const char *path) {
-    if (mkdir(path, 0777) == 0) return true;
+    if (mkdir(path, 0777) == 0) return sync_parent(path) || errno == EACCES;
     struct stat st;
     int err = errno;
     if (err == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return true;

@@ -5,7 +5,9 @@
  *   IO_FAULT=K:KIND:RANK   at the K-th call on that rank (of mpirun): ENOSPC EIO EDQUOT EINTR fail,
  *                          SHORT writes half, KILL ends the process, FULL is ENOSPC from then on
  *   IO_FAULT_LOG=FILE      a line when it happens
- *   IO_FAULT=-1:EIO:RANK   nothing goes wrong; the number of calls is written there at the end */
+ *   IO_FAULT=-1:EIO:RANK   nothing goes wrong; the number of calls is written there at the end
+ *
+ * A test may instead watch the calls that went well (test_power_loss.c). */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -31,6 +33,8 @@ static struct {
     atomic_bool fired;
     bool counting;
     bool ours[FDS];
+    void (*watch)(const struct io_event *event);
+    char path[FDS][512]; /* of what is watched */
 } shim = {.at = -1};
 
 static const char *const kind_name[IO_FAULT_KINDS] = {"ENOSPC", "EIO",  "EDQUOT", "EINTR",
@@ -50,6 +54,20 @@ void io_fault_arm(const char *folder, int64_t at, enum io_fault_kind kind) {
 
 bool io_fault_fired(void) {
     return shim.fired;
+}
+
+void io_watch(const char *folder, void (*watch)(const struct io_event *event)) {
+    if (watch) snprintf(shim.folder, sizeof shim.folder, "%s", folder);
+    shim.watch = watch;
+}
+
+static void watched(bool ours, struct io_event event) {
+    if (ours && shim.watch) shim.watch(&event);
+}
+/* rc of a call that is told if it went well. */
+static int watched_rc(bool ours, long rc, struct io_event event) {
+    if (rc == 0) watched(ours, event);
+    return (int)rc;
 }
 
 __attribute__((constructor)) static void read_environment(void) {
@@ -100,17 +118,36 @@ static bool goes_wrong(bool ours, bool takes_room, const char *call, bool *half)
 }
 
 static bool below(const char *path) {
-    return (shim.at >= 0 || shim.counting) && strncmp(path, shim.folder, strlen(shim.folder)) == 0;
+    return (shim.at >= 0 || shim.counting || shim.watch) &&
+           strncmp(path, shim.folder, strlen(shim.folder)) == 0;
 }
 static bool known(int fd) {
     return fd >= 0 && fd < FDS && shim.ours[fd];
 }
 
+/* The whole name of `path` in the open folder `dir`. */
+static const char *whole_name(int dir, const char *path, char *out, size_t size) {
+    if (path[0] == '/' || !known(dir)) return path;
+    size_t n = (size_t)snprintf(out, size, "%s", shim.path[dir]);
+    snprintf(out + n, n < size ? size - n : 0, "/%s", path);
+    return out;
+}
+
 static int open_any(int dir, const char *path, int flags, mode_t mode) {
-    bool ours = path[0] == '/' ? below(path) : known(dir);
+    bool ours = path[0] == '/' ? below(path) : known(dir), made = false;
+    char name[512];
     if (goes_wrong(ours, (flags & O_CREAT) != 0, "open", NULL)) return -1;
+    path = ours && shim.watch ? whole_name(dir, path, name, sizeof name) : path;
+    if (ours && shim.watch && (flags & O_CREAT))
+        made = syscall(SYS_faccessat, AT_FDCWD, path, F_OK) != 0;
     int fd = (int)syscall(SYS_openat, dir, path, flags, mode);
-    if (fd >= 0 && fd < FDS) shim.ours[fd] = ours;
+    if (fd < 0 || fd >= FDS) return fd;
+    shim.ours[fd] = ours;
+    if (!ours || !shim.watch) return fd;
+    snprintf(shim.path[fd], sizeof shim.path[fd], "%s", path);
+    if (made) watched(true, (struct io_event){.call = IO_CALL_CREATE, .path = path});
+    if (!made && (flags & O_TRUNC))
+        watched(true, (struct io_event){.call = IO_CALL_TRUNCATE, .path = path});
     return fd;
 }
 
@@ -153,47 +190,71 @@ int close(int fd) {
     return goes_wrong(ours, false, "close", NULL) ? -1 : rc;
 }
 
-static ssize_t put(int fd, const void *data, size_t n, off_t at, bool placed) {
+static ssize_t put_any(int fd, const void *data, size_t n, off_t at, bool placed) {
     bool half;
     if (goes_wrong(known(fd), true, placed ? "pwrite" : "write", &half)) return -1;
     if (half && n > 1) n /= 2;
-    return placed ? syscall(SYS_pwrite64, fd, data, n, at) : syscall(SYS_write, fd, data, n);
+    if (!placed && known(fd) && shim.watch) at = syscall(SYS_lseek, fd, 0, SEEK_CUR);
+    ssize_t put = placed ? syscall(SYS_pwrite64, fd, data, n, at) : syscall(SYS_write, fd, data, n);
+    if (put > 0 && known(fd))
+        watched(true, (struct io_event){IO_CALL_WRITE, shim.path[fd], NULL, data, at, put});
+    return put;
 }
 ssize_t write(int fd, const void *data, size_t n) {
-    return put(fd, data, n, 0, false);
+    return put_any(fd, data, n, 0, false);
 }
 ssize_t pwrite(int fd, const void *data, size_t n, off_t at) {
-    return put(fd, data, n, at, true);
+    return put_any(fd, data, n, at, true);
 }
 ssize_t pwrite64(int fd, const void *data, size_t n, off64_t at) {
-    return put(fd, data, n, at, true);
+    return put_any(fd, data, n, at, true);
 }
 int fsync(int fd) {
-    return goes_wrong(known(fd), true, "fsync", NULL) ? -1 : (int)syscall(SYS_fsync, fd);
+    if (goes_wrong(known(fd), true, "fsync", NULL)) return -1;
+    return watched_rc(
+        known(fd), syscall(SYS_fsync, fd),
+        (struct io_event){IO_CALL_FSYNC, known(fd) ? shim.path[fd] : "", NULL, NULL, 0, 0});
+}
+static int cut_any(int fd, off64_t n) {
+    if (goes_wrong(known(fd), true, "ftruncate", NULL)) return -1;
+    return watched_rc(
+        known(fd), syscall(SYS_ftruncate, fd, n),
+        (struct io_event){IO_CALL_TRUNCATE, known(fd) ? shim.path[fd] : "", NULL, NULL, n, 0});
 }
 int ftruncate(int fd, off_t n) {
-    return goes_wrong(known(fd), true, "ftruncate", NULL) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
+    return cut_any(fd, n);
 }
 int ftruncate64(int fd, off64_t n) {
-    return goes_wrong(known(fd), true, "ftruncate", NULL) ? -1 : (int)syscall(SYS_ftruncate, fd, n);
+    return cut_any(fd, n);
 }
 int rename(const char *from, const char *to) {
-    return goes_wrong(below(from), false, "rename", NULL) ? -1 : (int)syscall(SYS_rename, from, to);
+    if (goes_wrong(below(from), false, "rename", NULL)) return -1;
+    return watched_rc(below(from), syscall(SYS_rename, from, to),
+                      (struct io_event){IO_CALL_RENAME, from, to, NULL, 0, 0});
 }
 int link(const char *from, const char *to) {
     return goes_wrong(below(from), true, "link", NULL) ? -1 : (int)syscall(SYS_link, from, to);
 }
 int mkdir(const char *path, mode_t mode) {
-    return goes_wrong(below(path), true, "mkdir", NULL) ? -1 : (int)syscall(SYS_mkdir, path, mode);
+    if (goes_wrong(below(path), true, "mkdir", NULL)) return -1;
+    return watched_rc(below(path), syscall(SYS_mkdir, path, mode),
+                      (struct io_event){IO_CALL_MKDIR, path, NULL, NULL, 0, 0});
 }
 int unlink(const char *path) {
-    return goes_wrong(below(path), false, "unlink", NULL) ? -1 : (int)syscall(SYS_unlink, path);
+    if (goes_wrong(below(path), false, "unlink", NULL)) return -1;
+    return watched_rc(below(path), syscall(SYS_unlink, path),
+                      (struct io_event){IO_CALL_REMOVE, path, NULL, NULL, 0, 0});
 }
 int unlinkat(int dir, const char *path, int flags) {
     bool ours = path[0] == '/' ? below(path) : known(dir);
-    return goes_wrong(ours, false, "unlinkat", NULL) ? -1
-                                                     : (int)syscall(SYS_unlinkat, dir, path, flags);
+    char name[512];
+    if (goes_wrong(ours, false, "unlinkat", NULL)) return -1;
+    return watched_rc(ours, syscall(SYS_unlinkat, dir, path, flags),
+                      (struct io_event){IO_CALL_REMOVE, whole_name(dir, path, name, sizeof name),
+                                        NULL, NULL, 0, 0});
 }
 int rmdir(const char *path) {
-    return goes_wrong(below(path), false, "rmdir", NULL) ? -1 : (int)syscall(SYS_rmdir, path);
+    if (goes_wrong(below(path), false, "rmdir", NULL)) return -1;
+    return watched_rc(below(path), syscall(SYS_rmdir, path),
+                      (struct io_event){IO_CALL_REMOVE, path, NULL, NULL, 0, 0});
 }

@@ -161,6 +161,8 @@ void sha256_end(struct sha256 *s, char hex[65]);
 /* ---- files --------------------------------------------------------------------------------- */
 /* Whole file into memory, NUL added behind it. EXIT_NO_INPUT, EXIT_IO, EXIT_BAD_DATA (> max). */
 int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes);
+/* The same of a regular file that is no link: a pipe in its place is not waited for (EXIT_BAD_DATA). */
+int file_read_regular(const char *path, size_t max_bytes, char **data, size_t *bytes);
 int file_write_atomic(const char *path, const void *data, size_t bytes); /* tmp, fsync, rename */
 int dir_make(const char *path); /* with parents; each new name is synced */
 

@@ -55,6 +55,21 @@ int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes) {
     return rc;
 }
 
+int file_read_regular(const char *path, size_t max_bytes, char **data, size_t *bytes) {
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK), rc = 0;
+    if (fd < 0 && errno != ELOOP)
+        return error_raise(code_of_open(errno), "%s cannot be opened: %s", path, strerror(errno));
+    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+        rc = error_raise(EXIT_BAD_DATA, "%s is no regular file", path);
+    else if ((uint64_t)st.st_size > max_bytes)
+        rc = error_raise(EXIT_BAD_DATA, "%s is larger than the %zu bytes allowed", path, max_bytes);
+    else
+        rc = read_all(fd, path, max_bytes, data, bytes);
+    if (fd >= 0) close(fd);
+    return rc;
+}
+
 static bool write_all(int fd, const char *data, size_t bytes) {
     while (bytes > 0) {
         ssize_t n = write(fd, data, bytes);

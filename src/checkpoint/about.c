@@ -22,11 +22,6 @@ void about_free(struct about *a) {
     *a = (struct about){0};
 }
 
-static int open_group(const struct shard_reader *r, const char *path, hid_t *group) {
-    *group = H5Gopen2(r->file, path, H5P_DEFAULT);
-    return *group < 0 ? h5_error(EXIT_BAD_DATA, "%s: group %s is missing", r->path, path) : 0;
-}
-
 /* ---- single values ------------------------------------------------------------------------------------ */
 static int get_real(hid_t at, const char *name, double *v) {
     hid_t a = H5Aopen(at, name, H5P_DEFAULT);
@@ -62,7 +57,7 @@ static int read_value(const struct shard_reader *r, struct about *a, const struc
     hid_t g;
     void *to = (char *)&a->state + v->offset;
     char *text;
-    TRY(open_group(r, v->group, &g));
+    TRY(h5_open_group(r->file, r->path, v->group, &g));
     int rc = 0;
     if (v->kind == VALUE_INTEGER) rc = h5_get_integer(g, v->name, to);
     if (v->kind == VALUE_REAL) rc = get_real(g, v->name, to);
@@ -96,7 +91,7 @@ static int read_texts(const struct shard_reader *r, struct about *a, const char 
                       struct ckpt_text **text, int64_t *n) {
     struct text_list l = {.about = a};
     hid_t g;
-    TRY(open_group(r, group, &g));
+    TRY(h5_open_group(r->file, r->path, group, &g));
     if (H5Aiterate2(g, H5_INDEX_CRT_ORDER, H5_ITER_INC, NULL, add_text, &l) < 0)
         l.rc = l.rc ? l.rc : h5_error(EXIT_BAD_DATA, "%s: /%s cannot be listed", r->path, group);
     *text = l.text;
@@ -125,8 +120,9 @@ static int read_keys(const struct shard_reader *r, struct about *a) {
 }
 
 static int read_used_ini(const struct shard_reader *r, struct about *a) {
-    hid_t d = H5Dopen2(r->file, "config/used.ini", H5P_DEFAULT);
-    hid_t type = d < 0 ? -1 : H5Dget_type(d);
+    hid_t d;
+    TRY(h5_open_plain(r->file, r->path, "config/used.ini", &d));
+    hid_t type = H5Dget_type(d);
     size_t size = type < 0 ? 0 : H5Tget_size(type);
     int rc = 0;
     if (size == 0 || size > H5_TEXT_MAX || H5Tget_class(type) != H5T_STRING ||

@@ -173,6 +173,7 @@ int64_t ckpt_folder_step(const char *name); /* of "iter_0001000"; -1: the name i
 void ckpt_shard_name(char *name, size_t size, int64_t step, int64_t index, int64_t count);
 int ckpt_mark_refused(const char *dir, const char *why);
 bool ckpt_is_refused(const char *dir);
+int ckpt_refused_before(const char *dir); /* EXIT_BAD_DATA, with the reason that its mark gives */
 /* What earlier runs left: a .tmp- with a verifying manifest is committed, one without removed; a
  * folder set aside for its successor is put back where that one did not come; rubbish goes. */
 #define CKPT_TRASH ".trash-"

@@ -35,8 +35,8 @@ static int read_config(const struct ckpt_settings *settings, const struct ckpt_f
     struct shard_reader r;
     h5_begin(settings);
     int rc = reader_open(&r, found->dir, found->manifest, 0, 0);
-    hid_t g = rc ? -1 : H5Gopen2(r.file, "config", H5P_DEFAULT);
-    if (!rc && g < 0) rc = h5_error(EXIT_BAD_DATA, "%s: group config is missing", r.path);
+    hid_t g = -1;
+    if (!rc) rc = h5_open_group(r.file, r.path, "config", &g);
     if (!rc && H5Aiterate2(g, H5_INDEX_CRT_ORDER, H5_ITER_INC, NULL, keep_attribute, t) < 0)
         rc = t->rc ? t->rc : h5_error(EXIT_BAD_DATA, "%s: /config cannot be listed", r.path);
     rc = h5_close(rc, g, "config");

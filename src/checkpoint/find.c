@@ -37,7 +37,7 @@ static void compare_latest(const char *folder, int64_t newest) {
     char *path = xasprintf("%s/%s", folder, CKPT_LATEST), *text = NULL;
     size_t bytes;
     int64_t step;
-    if (access(path, F_OK) == 0 && file_read(path, 64, &text, &bytes) == 0) {
+    if (access(path, F_OK) == 0 && file_read_regular(path, 64, &text, &bytes) == 0) {
         text[strcspn(text, "\r\n")] = 0;
         if (!parse_int64(text, &step) || step != newest)
             log_warn("%s does not name the newest checkpoint, that of step %lld; the folders count",
@@ -151,7 +151,7 @@ static int share_manifest(const struct group *world, const char *dir, int64_t st
     size_t bytes = 0;
     int rc = 0;
     *m = NULL;
-    if (group_rank(world) == 0) rc = file_read(path, CKPT_MANIFEST_MAX, &text, &bytes);
+    if (group_rank(world) == 0) rc = file_read_regular(path, CKPT_MANIFEST_MAX, &text, &bytes);
     rc = ckpt_agree(world, rc);
     if (!rc) {
         char *all = ckpt_share(world, text, bytes, 0, &bytes);
@@ -210,9 +210,7 @@ static void pass_over(const struct group *world, struct ckpt_found *f, const cha
  * hide. */
 static int try_candidate(const struct ckpt_settings *c, const struct group *world,
                          struct ckpt_found *f, const char *dir, int64_t step) {
-    int refused = group_rank(world) == 0 && ckpt_is_refused(dir)
-                      ? error_raise(EXIT_BAD_DATA, "it was refused before: see %s.refused", dir)
-                      : 0;
+    int refused = group_rank(world) == 0 && ckpt_is_refused(dir) ? ckpt_refused_before(dir) : 0;
     int rc = ckpt_agree(world, refused);
     if (rc) {
         pass_over(world, f, dir, false);

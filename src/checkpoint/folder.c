@@ -11,6 +11,8 @@
 #include "ckpt_impl.h"
 #include "fault.h"
 
+#define REFUSED_MAX ((size_t)1 << 20)
+
 int exit_code_of_errno(int error) {
     switch (error) {
     case EACCES:
@@ -154,6 +156,23 @@ bool ckpt_is_refused(const char *dir) {
     bool refused = access(mark, F_OK) == 0;
     free(mark);
     return refused;
+}
+
+/* The mark's first line says when and who, the next ones why. */
+int ckpt_refused_before(const char *dir) {
+    char *mark = xasprintf("%s.refused", dir), *text = NULL, shown[400] = "";
+    size_t bytes;
+    if (file_read_regular(mark, REFUSED_MAX, &text, &bytes) == 0) {
+        char *why = strchr(text, '\n');
+        if (why) why[1 + strcspn(why + 1, "\n")] = 0;
+        text_printable(why ? why + 1 : "", shown, sizeof shown);
+    }
+    error_clear();
+    int rc = error_raise(EXIT_BAD_DATA, "it was refused before: see %s%s%s", mark,
+                         shown[0] ? ": " : "", shown);
+    free(text);
+    free(mark);
+    return rc;
 }
 
 int ckpt_mark_refused(const char *dir, const char *why) {

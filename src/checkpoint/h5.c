@@ -10,6 +10,8 @@ void h5_begin(const struct ckpt_settings *s) {
     H5open();
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     H5PLset_loading_state(0);
+    /* Nothing of ours leads into another file, so the library need not know how to follow there. */
+    if (H5Lis_registered(H5L_TYPE_EXTERNAL) > 0) H5Lunregister(H5L_TYPE_EXTERNAL);
 }
 
 void h5_end(const struct ckpt_settings *s) {
@@ -210,4 +212,44 @@ int h5_get_integers(hid_t at, const char *name, int64_t *v, int n) {
 
 int h5_get_integer(hid_t at, const char *name, int64_t *value) {
     return h5_get_integers(at, name, value, 1);
+}
+
+/* ---- opening what lies in the file itself --------------------------------------------------------- */
+int h5_check_links(hid_t file, const char *path, const char *name) {
+    char copy[CKPT_NAME_MAX + 1];
+    snprintf(copy, sizeof copy, "%s", name);
+    for (char *slash = copy; slash;) {
+        H5L_info_t info;
+        slash = strchr(slash, '/');
+        if (slash) *slash = 0;
+        if (H5Lget_info(file, copy, &info, H5P_DEFAULT) < 0)
+            return h5_error(EXIT_BAD_DATA, "%s: %s is missing", path, copy);
+        if (info.type != H5L_TYPE_HARD)
+            return error_raise(EXIT_BAD_DATA, "%s: %s is a link to somewhere else", path, copy);
+        if (slash) *slash++ = '/';
+    }
+    return 0;
+}
+
+int h5_open_group(hid_t file, const char *path, const char *name, hid_t *group) {
+    *group = -1;
+    TRY(h5_check_links(file, path, name));
+    *group = H5Gopen2(file, name, H5P_DEFAULT);
+    return *group < 0 ? h5_error(EXIT_BAD_DATA, "%s: %s is no group", path, name) : 0;
+}
+
+int h5_open_plain(hid_t file, const char *path, const char *name, hid_t *dataset) {
+    *dataset = -1;
+    TRY(h5_check_links(file, path, name));
+    hid_t d = H5Dopen2(file, name, H5P_DEFAULT), list = d < 0 ? -1 : H5Dget_create_plist(d);
+    int rc = 0;
+    if (list < 0)
+        rc = h5_error(EXIT_BAD_DATA, "%s: %s is no dataset", path, name);
+    else if (H5Pget_layout(list) != H5D_CONTIGUOUS || H5Pget_external_count(list) != 0 ||
+             H5Pget_nfilters(list) != 0)
+        rc = error_raise(EXIT_BAD_DATA, "%s: %s is not stored as plain bytes in this file", path,
+                         name);
+    rc = h5_close(rc, list, "list");
+    if (!rc) *dataset = d;
+    return rc ? h5_close(rc, d, name) : 0;
 }

@@ -38,6 +38,13 @@ int h5_get_text(hid_t at, const char *name, char **value); /* allocated */
 int h5_get_integer(hid_t at, const char *name, int64_t *value);
 int h5_get_integers(hid_t at, const char *name, int64_t *v, int n); /* exactly n */
 
+/* For reading. `path` names the file in sentences. EXIT_BAD_DATA: missing, of another kind, or not in
+ * this file: each component of `name` must be a hard link, a dataset plain bytes (no filter, neither
+ * external nor virtual). */
+int h5_check_links(hid_t file, const char *path, const char *name);
+int h5_open_group(hid_t file, const char *path, const char *name, hid_t *group);
+int h5_open_plain(hid_t file, const char *path, const char *name, hid_t *dataset);
+
 /* ---- writing a shard -------------------------------------------------------------------------- */
 struct shard {
     const char *path;

@@ -211,8 +211,8 @@ static int compare_text(const struct load *l, hid_t file, const char *group, con
                         const char *mine, const char *what) {
     char *stored = NULL, a[128], b[128];
     if (!mine) return 0;
-    hid_t g = H5Gopen2(file, group, H5P_DEFAULT);
-    int rc = g < 0 ? h5_error(EXIT_BAD_DATA, "group %s is missing", group) : 0;
+    hid_t g;
+    int rc = h5_open_group(file, l->found->dir, group, &g);
     if (!rc) rc = h5_get_text(g, name, &stored);
     rc = h5_close(rc, g, group);
     if (!rc && stored && strcmp(stored, mine) != 0) {
@@ -230,8 +230,8 @@ static int compare_text(const struct load *l, hid_t file, const char *group, con
 static int compare_integer(const struct load *l, hid_t file, const char *group, const char *name,
                            int64_t mine, const char *what) {
     int64_t stored = mine;
-    hid_t g = H5Gopen2(file, group, H5P_DEFAULT);
-    int rc = g < 0 ? h5_error(EXIT_BAD_DATA, "group %s is missing", group) : 0;
+    hid_t g;
+    int rc = h5_open_group(file, l->found->dir, group, &g);
     if (!rc) rc = h5_get_integer(g, name, &stored);
     rc = h5_close(rc, g, group);
     if (!rc && stored != mine)

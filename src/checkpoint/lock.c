@@ -81,7 +81,7 @@ static int read_holder(const char *path, struct holder *h, bool *there) {
     if (!*there && errno != ENOENT && errno != ENOTDIR)
         return error_raise(EXIT_IO, "%s cannot be looked at: %s", path, strerror(errno));
     if (!*there) return 0;
-    int rc = file_read(path, 4096, &text, &bytes);
+    int rc = file_read_regular(path, 4096, &text, &bytes);
     if (rc == EXIT_NO_INPUT) { /* gone in between */
         error_clear();
         *there = false;

@@ -313,7 +313,7 @@ int ckpt_read_manifest(const char *dir, struct ckpt_manifest **m) {
     char *path = xasprintf("%s/%s", dir, CKPT_MANIFEST), *text = NULL;
     size_t bytes;
     *m = NULL;
-    int rc = file_read(path, CKPT_MANIFEST_MAX, &text, &bytes);
+    int rc = file_read_regular(path, CKPT_MANIFEST_MAX, &text, &bytes);
     if (!rc) rc = manifest_parse(path, text, bytes, m);
     free(text);
     free(path);

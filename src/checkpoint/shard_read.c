@@ -52,23 +52,6 @@ int reader_close(int rc, struct shard_reader *r) {
     return rc;
 }
 
-/* Every component of the path is a hard link: nothing leads out of the file. */
-static int check_links(const struct shard_reader *r, const char *path) {
-    char copy[CKPT_NAME_MAX + 1];
-    snprintf(copy, sizeof copy, "%s", path);
-    for (char *slash = copy; slash;) {
-        H5L_info_t info;
-        slash = strchr(slash, '/');
-        if (slash) *slash = 0;
-        if (H5Lget_info(r->file, copy, &info, H5P_DEFAULT) < 0)
-            return h5_error(EXIT_BAD_DATA, "%s: %s is missing", r->path, copy);
-        if (info.type != H5L_TYPE_HARD)
-            return error_raise(EXIT_BAD_DATA, "%s: %s is a link to somewhere else", r->path, copy);
-        if (slash) *slash++ = '/';
-    }
-    return 0;
-}
-
 static int check_storage(const struct shard_reader *r, hid_t d, const struct ckpt_block *b) {
     hid_t list = H5Dget_create_plist(d);
     int rc = 0;
@@ -119,7 +102,7 @@ static int check_attributes(const struct shard_reader *r, hid_t d, const struct 
 int reader_dataset(const struct shard_reader *r, const struct ckpt_tensor *t,
                    const struct ckpt_block *b, hid_t *dataset) {
     *dataset = -1;
-    TRY(check_links(r, b->dataset));
+    TRY(h5_check_links(r->file, r->path, b->dataset));
     *dataset = H5Dopen2(r->file, b->dataset, H5P_DEFAULT);
     if (*dataset < 0) return h5_error(EXIT_BAD_DATA, "%s: %s is no dataset", r->path, b->dataset);
     int rc = check_storage(r, *dataset, b);
@@ -187,8 +170,8 @@ static const struct counter {
 int reader_counters(const struct shard_reader *r, struct ckpt_counters *at) {
     for (size_t i = 0; i < sizeof counter / sizeof counter[0]; i++) {
         const struct counter *c = &counter[i];
-        hid_t g = H5Gopen2(r->file, c->group, H5P_DEFAULT);
-        if (g < 0) return h5_error(EXIT_BAD_DATA, "%s: group %s is missing", r->path, c->group);
+        hid_t g;
+        TRY(h5_open_group(r->file, r->path, c->group, &g));
         int rc = h5_get_integer(g, c->name, (int64_t *)(void *)((char *)at + c->offset));
         TRY(h5_close(rc, g, c->group));
     }
@@ -199,7 +182,9 @@ int reader_counters(const struct shard_reader *r, struct ckpt_counters *at) {
 static int read_column(const struct shard_reader *r, const char *name, hid_t type, void **v,
                        int64_t *n) {
     *v = NULL;
-    hid_t d = H5Dopen2(r->file, name, H5P_DEFAULT), space = d < 0 ? -1 : H5Dget_space(d);
+    hid_t d;
+    TRY(h5_open_plain(r->file, r->path, name, &d));
+    hid_t space = H5Dget_space(d);
     int rc = 0;
     hssize_t points = space < 0 ? -1 : H5Sget_simple_extent_npoints(space);
     if (points < 1 || points * 8 > r->m->file[r->file_index].bytes || (*n >= 0 && points != *n))

@@ -165,6 +165,44 @@ static inline int64_t case_digest(const char *path) {
     return crc;
 }
 
+static inline void case_copy_file(const char *from, const char *to) {
+    char *data;
+    size_t bytes;
+    CHECK(file_read(from, (size_t)1 << 30, &data, &bytes) == 0, "%s", error_text());
+    int fd = open(to, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    CHECK(fd >= 0 && write(fd, data, bytes) == (ssize_t)bytes && close(fd) == 0, "%s", to);
+    free(data);
+}
+/* The files of one folder into another, which is made. */
+static inline void case_copy(const char *from, const char *to) {
+    struct name_list list;
+    CHECK(folder_list(from, &list) == 0 && dir_make(to) == 0, "%s", error_text());
+    for (int64_t i = 0; i < list.n; i++) {
+        char *a = xasprintf("%s/%s", from, list.name[i]), *b = xasprintf("%s/%s", to, list.name[i]);
+        case_copy_file(a, b);
+        free(a);
+        free(b);
+    }
+    name_list_free(&list);
+}
+
+/* Sizes and checksums of the files as they are now go into the manifest of a checkpoint that was
+ * edited; those of the tensors' blocks stay. */
+static inline void case_sign(const char *dir) {
+    struct ckpt_manifest *m;
+    size_t bytes;
+    CHECK(ckpt_read_manifest(dir, &m) == 0, "%s", error_text());
+    for (int64_t i = 0; i < m->n_files; i++) {
+        struct scan scan = {.dir = dir, .m = m, .file = (int)i, .fill = true, .one_in = 1};
+        CHECK(ckpt_scan_file(&scan) == 0, "%s", error_text());
+    }
+    char *text = manifest_text(m, &bytes), *path = xasprintf("%s/%s", dir, CKPT_MANIFEST);
+    CHECK(file_write_atomic(path, text, bytes) == 0, "%s", error_text());
+    free(path);
+    free(text);
+    manifest_free(m);
+}
+
 static inline bool case_long(void) {
     const char *text = getenv("STRATA_LONG");
     return text != NULL && strcmp(text, "1") == 0;

@@ -11,22 +11,6 @@
 static const struct ckpt_case writer = {
     .at = {2, 1, 2}, .split = {1}, .sharded = true, .one_layer = true};
 
-static void copy_folder(const char *from, const char *to) {
-    struct name_list list;
-    CHECK(dir_make(to) == 0 && folder_list(from, &list) == 0, "%s", error_text());
-    for (int64_t i = 0; i < list.n; i++) {
-        char *a = xasprintf("%s/%s", from, list.name[i]), *b = xasprintf("%s/%s", to, list.name[i]);
-        char *data;
-        size_t bytes;
-        CHECK(file_read(a, (size_t)1 << 30, &data, &bytes) == 0, "%s", error_text());
-        CHECK(file_write_atomic(b, data, bytes) == 0, "%s", error_text());
-        free(data);
-        free(a);
-        free(b);
-    }
-    name_list_free(&list);
-}
-
 static void read_version(const char *version) {
     static const struct ckpt_case reader[] = {
         {.at = {2, 1, 2}, .split = {1}, .sharded = true, .one_layer = true},
@@ -38,7 +22,7 @@ static void read_version(const char *version) {
     struct ckpt_job job = {0};
     snprintf(job.folder, sizeof job.folder, "%s/%.60s", case_folder, version);
     char *to = xasprintf("%s/iter_0000001", job.folder);
-    copy_folder(from, to);
+    case_copy(from, to);
     for (size_t i = 0; i < sizeof reader / sizeof reader[0]; i++) {
         job.c = reader[i];
         const struct team_layout *at = &job.c.at;

@@ -212,21 +212,6 @@ static const struct attack {
     {"the shard of another step", "is damaged", NULL, shard_of_another, false},
 };
 
-/* Manifest and checksums are made to agree with the file as it is now. */
-static void sign(const char *dir) {
-    struct ckpt_manifest *m;
-    size_t bytes;
-    must(ckpt_read_manifest(dir, &m) == 0, error_text());
-    for (int64_t i = 0; i < m->n_files; i++) {
-        struct scan scan = {.dir = dir, .m = m, .file = (int)i, .fill = true, .one_in = 1};
-        must(ckpt_scan_file(&scan) == 0, error_text());
-    }
-    char *text = manifest_text(m, &bytes);
-    must(file_write_atomic(in_folder(dir, CKPT_MANIFEST), text, bytes) == 0, error_text());
-    free(text);
-    manifest_free(m);
-}
-
 struct attempt {
     struct ckpt_job job;
     const struct attack *attack;
@@ -254,37 +239,22 @@ static int64_t attempt(const struct grid *grid, void *arg) {
     return 0;
 }
 
-static void copy_file(const char *from, const char *to) {
-    char *data;
-    size_t bytes;
-    must(file_read(from, (size_t)1 << 30, &data, &bytes) == 0, error_text());
-    int fd = open(to, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    must(fd >= 0 && write(fd, data, bytes) == (ssize_t)bytes && close(fd) == 0, to);
-    free(data);
-}
-static void lay_out(const char *folder, char *dir, size_t size) {
-    struct name_list list;
-    case_remove(folder);
-    snprintf(dir, size, "%s/iter_0000002", folder);
-    must(dir_make(dir) == 0 && folder_list(template[1], &list) == 0, error_text());
-    for (int64_t i = 0; i < list.n; i++)
-        copy_file(in_folder(template[1], list.name[i]), in_folder(dir, list.name[i]));
-    name_list_free(&list);
-}
-
 static void one_attack(const struct attack *attack) {
     struct attempt a = {.job = {.c = layout}, .attack = attack};
     char dir[400];
     int64_t result[TEAM_MAX];
     snprintf(a.job.folder, sizeof a.job.folder, "%s/run", case_folder);
-    lay_out(a.job.folder, dir, sizeof dir);
-    copy_file(in_folder(template[1], SHARD), outside);
+    snprintf(dir, sizeof dir, "%.300s/iter_0000002", a.job.folder);
+    case_remove(a.job.folder);
+    case_copy(template[1], dir);
+    case_remove(outside);
+    case_copy_file(in_folder(template[1], SHARD), outside);
     if (attack->shard) {
         hid_t file = H5Fopen(in_folder(dir, SHARD), H5F_ACC_RDWR, H5P_DEFAULT);
         must(file >= 0, "open");
         attack->shard(file);
         must(H5Fclose(file) >= 0, "close");
-        sign(dir);
+        case_sign(dir);
     } else {
         attack->folder(dir);
     }

@@ -51,23 +51,6 @@ static int64_t faulty(const struct grid *grid, void *arg) {
     return rc + FIRED * fired;
 }
 
-static void copy_folder(const char *from, const char *to) {
-    struct name_list list;
-    CHECK(folder_list(from, &list) == 0 && dir_make(to) == 0, "%s", error_text());
-    for (int64_t i = 0; i < list.n; i++) {
-        char *a = xasprintf("%s/%s", from, list.name[i]), *b = xasprintf("%s/%s", to, list.name[i]);
-        char *data;
-        size_t bytes;
-        CHECK(file_read(a, (size_t)1 << 30, &data, &bytes) == 0, "%s", error_text());
-        int fd = open(b, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-        CHECK(fd >= 0 && write(fd, data, bytes) == (ssize_t)bytes && close(fd) == 0, "%s", b);
-        free(data);
-        free(a);
-        free(b);
-    }
-    name_list_free(&list);
-}
-
 static char template[2][400]; /* step 1, step 2 */
 static int64_t template_digest;
 
@@ -92,11 +75,11 @@ static char *below_folder(const char *folder, const char *name) {
 /* Step 1 is committed; for a resume a crash has left three kinds of rubbish. */
 static void lay_out(const char *folder, enum scene scene) {
     case_remove(folder);
-    copy_folder(template[0], below_folder(folder, "iter_0000001"));
+    case_copy(template[0], below_folder(folder, "iter_0000001"));
     if (scene != RESUME) return;
-    copy_folder(template[1], below_folder(folder, "iter_0000002.tmp-8-0"));
-    copy_folder(template[0], below_folder(folder, ".trash-iter_0000000"));
-    copy_folder(template[1], below_folder(folder, "iter_0000003.tmp-7-0"));
+    case_copy(template[1], below_folder(folder, "iter_0000002.tmp-8-0"));
+    case_copy(template[0], below_folder(folder, ".trash-iter_0000000"));
+    case_copy(template[1], below_folder(folder, "iter_0000003.tmp-7-0"));
     unlink(below_folder(folder, "iter_0000003.tmp-7-0/manifest.json"));
 }
 
@@ -195,8 +178,8 @@ static void set_aside(void) {
     snprintf(job.folder, sizeof job.folder, "%s/run", case_folder);
     for (int whole = 0; whole < 2; whole++) {
         case_remove(job.folder);
-        copy_folder(template[0], below_folder(job.folder, CKPT_ASIDE "iter_0000001"));
-        copy_folder(template[0], below_folder(job.folder, "iter_0000001.tmp-7-0"));
+        case_copy(template[0], below_folder(job.folder, CKPT_ASIDE "iter_0000001"));
+        case_copy(template[0], below_folder(job.folder, "iter_0000001.tmp-7-0"));
         if (!whole) unlink(below_folder(job.folder, "iter_0000001.tmp-7-0/manifest.json"));
         int64_t step = case_run(&job, case_load);
         bool good = step == 1 && clean(job.folder) &&
@@ -214,7 +197,7 @@ static bool one_size(const char *folder, int64_t bytes, int64_t *failed) {
     snprintf(a.job.folder, sizeof a.job.folder, "%.280s/save", folder);
     snprintf(options, sizeof options, "size=%lld", (long long)bytes);
     if (mount("strata", folder, "tmpfs", 0, options) != 0) return false;
-    copy_folder(template[0], below_folder(a.job.folder, "iter_0000001"));
+    case_copy(template[0], below_folder(a.job.folder, "iter_0000001"));
     a.job.step = 2;
     int64_t rc = case_run(&a.job, case_save), step = 0;
     bool good = (rc == 0 || rc == EXIT_IO) &&

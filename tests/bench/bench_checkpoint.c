@@ -311,17 +311,28 @@ static double ratio(enum what a, enum what b, enum what c) {
     return v[rounds / 2];
 }
 
+/* A save against a plain writer that reads back as well: both then move every byte twice. */
+static double ratio_with_reading(void) {
+    double v[ROUNDS_MAX];
+    for (int r = 0; r < rounds; r++)
+        v[r] = (took[PLAIN_WRITE][r] + took[PLAIN_READ][r]) / took[SAVE][r];
+    qsort(v, (size_t)rounds, sizeof *v, compare);
+    return v[rounds / 2];
+}
+
 static void report(int64_t bytes) {
     double gb = (double)bytes / 1e9;
-    char text[WHATS][120] = {""};
+    char text[WHATS][160] = {""};
     double limit = 1.25 * at(took, COPY, 0.5) + 0.05, stall = at(took, STALL, 0.5);
     snprintf(text[STALL], 120, "%.0f %% of 1.25 x copy + 50 ms (goal <= 100 %%)",
              100 * stall / limit);
     snprintf(text[SAVE_ASYNC], 120, "%.0f %% of the plain writer's rate",
              100 * ratio(PLAIN_WRITE, SAVE_ASYNC, SAVE_ASYNC));
-    snprintf(text[SAVE], 120,
-             "%.0f %% of the plain writer's rate, %.0f %% without reading back (goal >= 80 %%)",
-             100 * ratio(PLAIN_WRITE, SAVE, SAVE), 100 * ratio(PLAIN_WRITE, SAVE, READ_BACK));
+    snprintf(text[SAVE], sizeof text[SAVE],
+             "%.0f %% of the plain writer's rate, %.0f %% without reading back (goal >= 80 %%), "
+             "%.0f %% of one that reads back too",
+             100 * ratio(PLAIN_WRITE, SAVE, SAVE), 100 * ratio(PLAIN_WRITE, SAVE, READ_BACK),
+             100 * ratio_with_reading());
     snprintf(text[LOAD], 120, "%.0f %% of the plain reader's rate",
              100 * ratio(PLAIN_READ, LOAD, LOAD));
     snprintf(text[LOAD_RESHARD], 120, "%.2f x the load without (goal <= 1.3)",

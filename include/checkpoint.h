@@ -108,6 +108,7 @@ struct ckpt_state {
     const struct ckpt_row *history;
     int64_t n_history;
     int64_t *saved_bytes;  /* NULL, or where a save adds the bytes of its files (rank 0: of all) */
+    bool *told_full;       /* NULL, or where a save notes that it told of a nearly full disk */
     const char **saved_in; /* NULL, or where a save leaves its folder: save or save_second */
 };
 

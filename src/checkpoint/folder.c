@@ -109,7 +109,16 @@ int folder_remove(const char *path) {
     return rc;
 }
 
-int folder_free_space(const char *path, int64_t bytes, int64_t files) {
+/* From four fifths on. What root keeps for itself counts as used. */
+static void tell_nearly_full(const char *path, const struct statvfs *v, int64_t bytes, bool *told) {
+    if (!told || *told || v->f_blocks == 0 || v->f_bavail > v->f_blocks / 5) return;
+    *told = true;
+    log_warn("%s: its file system is %.0f %% full; %.0f checkpoints of %.2f GB fit in what is left",
+             path, 100 - 100 * (double)v->f_bavail / (double)v->f_blocks,
+             (double)v->f_bavail * (double)v->f_frsize / ((double)bytes + 1), (double)bytes / 1e9);
+}
+
+int folder_free_space(const char *path, int64_t bytes, int64_t files, bool *told) {
     struct statvfs v;
     if (statvfs(path, &v) != 0)
         return error_raise(EXIT_CANT_CREATE, "%s: free space cannot be asked: %s", path,
@@ -125,6 +134,7 @@ int folder_free_space(const char *path, int64_t bytes, int64_t files) {
                            "%s: a checkpoint needs %lld files, the file system has room "
                            "for %lld more",
                            path, (long long)files, (long long)v.f_favail);
+    tell_nearly_full(path, &v, bytes, told);
     return 0;
 }
 

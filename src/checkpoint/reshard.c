@@ -189,7 +189,7 @@ static int make_folder(struct reshard *r) {
     for (int64_t i = 0; i < r->from.m->n_tensors; i++)
         bytes += tensor_total_bytes(&r->from.m->tensor[i]);
     bytes += r->m->writers * ((1 << 20) + 65536);
-    TRY(folder_free_space(r->set.save, bytes, r->m->writers + 8));
+    TRY(folder_free_space(r->set.save, bytes, r->m->writers + 8, NULL));
     ckpt_make_names(r->m, &r->about.state, r->set.reproducible, &names);
     ckpt_take_names(r->m, &names);
     char *tmp = xasprintf("%s/%s", r->set.save, names.folder);

@@ -15,7 +15,7 @@ static int make_folder(const struct save *s, int64_t bytes, const char *folder) 
     TRY(ckpt_lock_check(s->set->lock));
     fault_point("save.folder.lock");
     TRY(dir_make(s->set->save));
-    TRY(folder_free_space(s->set->save, bytes, s->m->writers + 8));
+    TRY(folder_free_space(s->set->save, bytes, s->m->writers + 8, s->st->told_full));
     TRY(folder_remove(folder)); /* our own, of an attempt that failed */
     fault_point("save.folder.in");
     if (mkdir(folder, 0777) == 0) return 0;

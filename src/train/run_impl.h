@@ -19,8 +19,9 @@ struct saving {
     int64_t step, bytes;          /* of the save under way or done last */
     const char *folder;           /* save or save_second: where the last good one is */
     double begun;
-    bool told;     /* that it takes long */
-    double *stall; /* seconds that training stood still, of each save of this run */
+    bool told;      /* that it takes long */
+    bool told_full; /* that the file system is nearly full */
+    double *stall;  /* seconds that training stood still, of each save of this run */
     int64_t n_stalls, capacity;
     int failures;          /* in a row */
     double restart, ended; /* a start took so long; end of the last save, or of the start */

@@ -152,6 +152,7 @@ int save_checkpoint(struct run *r, bool last) {
     struct ckpt_state state = save_state(r);
     state.saved_bytes = &s->bytes;
     state.saved_in = &s->folder;
+    state.told_full = &s->told_full;
     s->step = r->at.step;
     s->bytes = 0;
     s->told = false;

@@ -24,10 +24,12 @@ static const char *const scene_name[] = {"save", "the same step again", "resume"
 
 /* A full disk that statvfs does not show. */
 static bool plenty;
+static fsblkcnt_t disk_blocks; /* 0: not told */
 int statvfs(const char *path, struct statvfs *v) {
     struct stat st;
     memset(v, 0, sizeof *v);
     v->f_bsize = v->f_frsize = 4096;
+    v->f_blocks = disk_blocks;
     v->f_bavail = v->f_bfree = (fsblkcnt_t)1 << 30;
     return plenty || stat(path, &st) == 0 ? 0 : -1;
 }
@@ -239,9 +241,22 @@ static void exact_sizes(void) {
             (long long)failed);
 }
 
+/* 2^30 blocks are free. */
+static void nearly_full(void) {
+    bool told = false, good = true;
+    disk_blocks = ((fsblkcnt_t)1 << 30) * 49 / 10;
+    good = folder_free_space(case_folder, 1 << 20, 4, &told) == 0 && !told;
+    disk_blocks = ((fsblkcnt_t)1 << 30) * 51 / 10;
+    good = good && folder_free_space(case_folder, 1 << 20, 4, NULL) == 0;
+    good = good && folder_free_space(case_folder, 1 << 20, 4, &told) == 0 && told;
+    disk_blocks = 0;
+    verdict(good, "a file system that is four fifths full is told of");
+}
+
 int main(void) {
     int64_t n = 0;
     case_begin();
+    nearly_full();
     make_templates();
     set_aside();
     exact_sizes();

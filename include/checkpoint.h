@@ -45,6 +45,9 @@ struct ckpt_settings {
     int64_t save_retain_interval; /* multiples of it are never deleted; 0: none */
     enum ckpt_verify verify_save, verify_load;
     bool hash_sha256; /* beside the CRC32C of every file */
+    /* One file for the ranks of a machine, or for so many of them (0: all); false: one for each. */
+    bool writers_node;
+    int64_t ranks_per_writer;
     bool reproducible, index, save_derived_weights;
     const struct ckpt_lock *lock;        /* checked in each save; NULL: none was taken */
     const struct ckpt_lock *lock_second; /* that of save_second */
@@ -137,8 +140,14 @@ int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *sta
  * rank is busy all ranks call ckpt_save_next: the vote, then the commit in a thread of rank 0, then
  * the end. One save at a time. */
 struct ckpt_pending;
-/* Host bytes of the copy on this rank: from the write plan, so the same for a measuring grid. */
+/* Host bytes of the copy of what this rank has to save: from the write plan, so the same for a
+ * measuring grid. The rank that writes for others needs room for theirs too, and these need no more
+ * than ckpt_passing_bytes. */
 size_t ckpt_snapshot_bytes(const struct ckpt_state *state, bool moments);
+size_t ckpt_passing_bytes(const struct ckpt_state *state, bool moments);
+/* Who writes for each of n ranks: the first of those on its machine, or of ranks_per_writer of them
+ * (0: any number); node[r], from 0 on, is the machine of rank r. writer[n] is set. */
+void ckpt_writers(const int *node, int n, int64_t ranks_per_writer, int *writer);
 /* Collective over the world. On failure (as ckpt_save) *pending is NULL. */
 int ckpt_save_begin(const struct ckpt_settings *settings, const struct ckpt_state *state,
                     char *host, size_t host_bytes, struct ckpt_pending **pending);

@@ -42,6 +42,9 @@ int group_size(const struct group *g);
 /* World rank of (tp, pp, dp). */
 int grid_rank_at(const struct grid *grid, int tp, int pp, int dp);
 bool group_measuring(const struct group *g);
+/* Number of the machine a world rank runs on: ranks that can share memory have the same one. Numbers
+ * follow the lowest ranks. A measuring grid takes them all to be on one. */
+int grid_node(const struct grid *grid, int world_rank);
 /* Device bytes of workspace that the calls made so far on a measuring group would need; reserve
  * takes that much once, before the first step (the calls below never allocate). */
 size_t group_workspace_needed(const struct group *g);
@@ -76,6 +79,8 @@ void comm_allreduce_i64(const struct group *g, int64_t *values, int64_t n, enum 
 void comm_broadcast(const struct group *g, void *host, size_t bytes, int root);
 void comm_gather(const struct group *g, const void *mine, size_t bytes, void *all); /* all-gather */
 void comm_barrier(const struct group *g);
+/* From one member to another, which both know the size; the others have no part in it. */
+void comm_pass(const struct group *g, int from, int to, void *host, size_t bytes);
 /* Do all members of g agree that rc == 0? Returns the largest rc on every member. */
 int comm_vote(const struct group *g, int rc);
 

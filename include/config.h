@@ -147,8 +147,7 @@ struct config_real_list {
     C(INTEGRITY_NONE, "none", NULL)                                                                \
     C(INTEGRITY_FLETCHER32, "fletcher32", "data sets are written contiguous")                      \
     C(INTEGRITY_DEFLATE, "deflate", "data sets are written contiguous")
-#define CONFIG_WRITERS(C)                                                                          \
-    C(WRITERS_RANK, "rank", NULL) C(WRITERS_NODE, "node", "every rank writes its own file")
+#define CONFIG_WRITERS(C) C(WRITERS_RANK, "rank", NULL) C(WRITERS_NODE, "node", NULL)
 #define CONFIG_TIMING(C)                                                                           \
     C(TIMING_MAX, "max", "there are no timers yet")                                                \
     C(TIMING_MINMAX, "minmax", NULL) C(TIMING_ALL, "all", "there are no timers yet")

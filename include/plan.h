@@ -18,7 +18,7 @@ struct rank_plan {
     size_t caches, logits; /* of generation, life of the run too: keys and values, one row */
     size_t activations;    /* slots of the micro-batches in flight */
     size_t messages, scratch, workspace;
-    size_t snapshot;                     /* host copy of what this rank writes, with async_save */
+    size_t snapshot;                     /* host copy of what this rank saves, with async_save */
     size_t group_workspace[GROUP_COUNT]; /* of the collectives of each group; sum: workspace */
     struct pipeline_memory pipeline;
 };
@@ -38,6 +38,7 @@ struct plan_layout { /* one grid and what runs on it */
     struct pipeline_settings pipeline;
     struct optim_settings optim;
     bool snapshot, save_moments; /* async_save; the optimizer's state is saved too */
+    const int *writer;           /* [ranks] who writes for each world rank; NULL: each for itself */
 };
 /* The layout that a checked job file describes (config_check_world was called). split: resolved. */
 void plan_layout_from_config(const struct config *cfg, const int64_t *split,

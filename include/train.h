@@ -69,6 +69,9 @@ int train_split(struct config *cfg, const struct stack *s, const struct microbat
 int train_infer_stack(const struct config *cfg, struct stack *s);
 void train_infer_layout(const struct config *cfg, const int64_t *split, int micro_batches,
                         int64_t cache_rows, struct plan_layout *out);
+/* [checkpoint] writers: for each of n ranks the one that writes its part; node[r] is the machine of
+ * rank r. NULL: each writes its own. free() it. */
+int *train_writers(const struct config *cfg, int n, const int *node);
 /* "a,b,c" of PP numbers; free() it. */
 char *train_split_text(const int64_t *split, int64_t pp);
 /* EXIT_USAGE with the bytes by kind and three remedies if a rank needs more than memory_limit_gib. */

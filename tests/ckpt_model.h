@@ -198,4 +198,19 @@ static inline struct ckpt_settings model_settings(const char *save) {
                                   .reproducible = true};
 }
 
+#define MODEL_RANKS_MAX 16
+/* Host bytes that a save beside the training needs on this rank. Collective over the world. */
+static inline size_t model_room(const struct ckpt_settings *s, const struct ckpt_state *st) {
+    const struct group *world = grid_group(st->grid, GROUP_WORLD);
+    int n = group_size(world), me = group_rank(world);
+    int writer[MODEL_RANKS_MAX], node[MODEL_RANKS_MAX];
+    size_t mine = ckpt_snapshot_bytes(st, true), all[MODEL_RANKS_MAX], sum = 0;
+    CHECK(n <= MODEL_RANKS_MAX, "%d ranks", n);
+    for (int r = 0; r < n; r++) node[r] = s->writers_node ? grid_node(st->grid, r) : r;
+    ckpt_writers(node, n, s->ranks_per_writer, writer);
+    comm_gather(world, &mine, sizeof mine, all);
+    for (int r = 0; r < n; r++) sum += writer[r] == me ? all[r] : 0;
+    return writer[me] == me ? sum : ckpt_passing_bytes(st, true);
+}
+
 #endif

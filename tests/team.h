@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,12 +22,18 @@
 
 struct team_layout {
     int tp, pp, dp;
+    int node[TEAM_MAX]; /* machine of each rank */
+};
+struct mail {      /* of one sender, on its way */
+    atomic_int to; /* 1 + receiver; 0: none */
+    char bytes[TEAM_SLOT];
 };
 struct team { /* shared */
     struct team_layout layout;
     pthread_barrier_t barrier[GROUP_COUNT][TEAM_MAX]; /* of the group whose lowest rank is that */
     int64_t result[TEAM_MAX];
     char slot[TEAM_MAX][TEAM_SLOT];
+    struct mail mail[TEAM_MAX];
 };
 struct group {
     struct team *team;
@@ -57,6 +64,9 @@ int group_size(const struct group *g) {
 bool group_measuring(const struct group *g) {
     (void)g;
     return false;
+}
+int grid_node(const struct grid *grid, int world_rank) {
+    return grid->team->layout.node[world_rank];
 }
 /* For the planning ahead of commands that no team runs. */
 struct grid *grid_create_measuring(int tensor, int pipeline, int data, bool tp_pp_dp_mapping,
@@ -122,6 +132,24 @@ void comm_gather(const struct group *g, const void *mine, size_t bytes, void *al
     team_meet(g);
 }
 
+/* ---- from one to another ------------------------------------------------------------------------- */
+static void mail_await(const struct mail *m, int state) {
+    const struct timespec pause = {.tv_nsec = 20000};
+    while (atomic_load(&m->to) != state) nanosleep(&pause, NULL);
+}
+void comm_pass(const struct group *g, int from, int to, void *host, size_t bytes) {
+    struct mail *m = &g->team->mail[g->member[from]];
+    for (size_t at = 0; at < bytes; at += TEAM_SLOT) {
+        size_t n = bytes - at < TEAM_SLOT ? bytes - at : TEAM_SLOT;
+        mail_await(m, g->rank == from ? 0 : 1 + to);
+        if (g->rank == from)
+            memcpy(m->bytes, (char *)host + at, n);
+        else
+            memcpy((char *)host + at, m->bytes, n);
+        atomic_store(&m->to, g->rank == from ? 1 + to : 0);
+    }
+}
+
 /* ---- running ---------------------------------------------------------------------------------------- */
 static struct team *team_create(const struct team_layout *l) {
     struct team *t = mmap(NULL, sizeof *t, PROT_READ | PROT_WRITE,
@@ -184,7 +212,7 @@ static inline int team_run(const struct team_layout *l, double patience,
                            int64_t (*work)(const struct grid *, void *), void *arg,
                            int64_t *result) {
     struct team *t = team_create(l);
-    pid_t child[TEAM_MAX];
+    pid_t child[TEAM_MAX] = {0};
     int n = team_size(l);
     CHECK(n <= TEAM_MAX, "%d ranks", n);
     fflush(NULL);

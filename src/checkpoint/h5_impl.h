@@ -55,8 +55,9 @@ struct shard_identity {            /* of the checkpoint that is being written */
     const struct ckpt_manifest *m; /* uuids, created, step, layout */
     int64_t index;
     const struct grid *grid;
-    const char *tool; /* who writes, for the attribute history; NULL: "strata train: saved" */
-    int64_t largest;  /* bytes of its largest dataset */
+    const int *writer; /* [world] rank that writes for each; NULL: each for itself */
+    const char *tool;  /* who writes, for the attribute history; NULL: "strata train: saved" */
+    int64_t largest;   /* bytes of its largest dataset */
 };
 int shard_create(struct shard *s, const char *path, const struct shard_identity *id,
                  const struct ckpt_settings *settings);

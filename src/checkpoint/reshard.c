@@ -23,17 +23,6 @@ struct reshard {
 };
 
 /* ---- one shard --------------------------------------------------------------------------------------------- */
-/* Checksums of the CRC blocks of a stream of bytes. */
-static void add_crc(struct ckpt_block *b, int64_t at, const char *host, int64_t n) {
-    for (int64_t done = 0; done < n;) {
-        int64_t k = (at + done) / CKPT_CRC_BLOCK, left = (k + 1) * CKPT_CRC_BLOCK - at - done;
-        if (left > n - done) left = n - done;
-        if ((at + done) % CKPT_CRC_BLOCK == 0) b->crc[k] = 0;
-        b->crc[k] = crc32c(b->crc[k], host + done, (size_t)left);
-        done += left;
-    }
-}
-
 static int find_tensor(struct reshard *r, const struct param *param, const struct ckpt_tensor *mine,
                        const struct ckpt_tensor **from) {
     *from = manifest_find(r->from.m, mine->name);
@@ -63,7 +52,7 @@ static int copy_part(struct reshard *r, struct shard *shard, struct ckpt_manifes
         int64_t first = slice.offset[0] - b->box.offset[0];
         rc = source_read(&r->from, from, &slice, r->slice);
         if (rc) break;
-        add_crc(b, first * row, r->slice, slice.count[0] * row);
+        block_add_crc(b, first * row, r->slice, slice.count[0] * row);
         rc = shard_write_rows(&w, b, first, slice.count[0], r->slice);
     }
     return shard_end_block(rc, shard, &w, b);

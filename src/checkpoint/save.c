@@ -75,6 +75,15 @@ static int64_t bytes_of_parts(const struct part_list *list) {
     return bytes;
 }
 
+static int64_t guest_bytes(const struct guest *g) {
+    int64_t bytes = 0;
+    for (int64_t k = 0; k < g->n; k++) {
+        struct part p = guest_part(&g->part[k]);
+        bytes += part_bytes(&p);
+    }
+    return bytes;
+}
+
 size_t ckpt_snapshot_bytes(const struct ckpt_state *state, bool moments) {
     struct plan_layout layout = layout_of(state->grid);
     struct part_list list = {0};
@@ -82,6 +91,22 @@ size_t ckpt_snapshot_bytes(const struct ckpt_state *state, bool moments) {
     size_t bytes = (size_t)bytes_of_parts(&list);
     part_list_free(&list);
     return bytes;
+}
+
+/* Of all files, and of this rank's: the parts, alignment, what describes the run, and each tensor.
+ * Collective over the world. */
+static int64_t sum_bytes(const struct save *s, int64_t *mine) {
+    int n = group_size(s->world);
+    int64_t sum = 0, *all = xcalloc((size_t)n, sizeof *all);
+    int64_t bytes = bytes_of_parts(&s->part) + (1 << 20) + 65536 + 4096 * s->part.n;
+    comm_gather(s->world, &bytes, sizeof bytes, all);
+    *mine = 0;
+    for (int r = 0; r < n; r++) {
+        sum += all[r];
+        if (s->writer[r] == group_rank(s->world)) *mine += all[r];
+    }
+    free(all);
+    return sum;
 }
 
 static int prepare(struct save *s) {
@@ -97,21 +122,21 @@ static int prepare(struct save *s) {
     s->m->tp = layout.tp;
     s->m->dp = layout.dp;
     s->m->pp = group_size(grid_group(st->grid, GROUP_PP));
-    s->m->writers = group_size(s->world);
+    guests_begin(s);
+    for (int r = 0; r < group_size(s->world); r++) s->m->writers += s->writer[r] == r;
     s->m->split_spec = xstrdup(st->split_spec ? st->split_spec : "");
-    /* and alignment, what describes the run, and each tensor */
-    int64_t bytes = bytes_of_parts(&s->part) + (1 << 20) + 65536 + 4096 * s->part.n;
-    int64_t shard_bytes = bytes;
-    comm_allreduce_i64(s->world, &bytes, 1, REDUCE_SUM);
+    int64_t shard_bytes, bytes = sum_bytes(s, &shard_bytes);
     struct ckpt_names names;
     ckpt_make_names(s->m, st, s->set->reproducible, &names);
     comm_broadcast(s->world, &names, sizeof names, 0);
     ckpt_take_names(s->m, &names);
     s->tmp = xasprintf("%s/%s", s->set->save, names.folder);
     s->id = (struct shard_identity){.m = s->m,
-                                    .index = group_rank(s->world),
+                                    .index = writer_index(s->writer, group_rank(s->world)),
                                     .grid = st->grid,
+                                    .writer = s->writer,
                                     .largest = part_list_largest(&s->part)};
+    if (guests_largest(s) > s->id.largest) s->id.largest = guests_largest(s);
     TRY(check_file_limit(s, shard_bytes));
     return group_rank(s->world) == 0 ? make_folder(s, bytes, s->tmp) : 0;
 }
@@ -157,20 +182,26 @@ static int copy_part(const struct save *s, const struct part *p, char *host) {
 
 void phase_copy(struct save *s, char *host, size_t host_bytes) {
     CHECK(!s->st->fetch, "weights that are fetched need no copy");
-    CHECK((size_t)bytes_of_parts(&s->part) <= host_bytes,
-          "%zu bytes planned for the copy, not %lld", host_bytes,
-          (long long)bytes_of_parts(&s->part));
     s->copy = host;
+    if (!save_writes(s)) {
+        parts_hand_over(s, host, host_bytes);
+        return;
+    }
+    int64_t bytes = bytes_of_parts(&s->part);
+    for (int i = 0; i < s->n_guests; i++) bytes += guest_bytes(&s->guest[i]);
+    CHECK((size_t)bytes <= host_bytes, "%zu bytes planned for the copy, not %lld", host_bytes,
+          (long long)bytes);
     for (int64_t i = 0; i < s->part.n; i++) {
         copy_part(s, &s->part.part[i], host);
         host += part_bytes(&s->part.part[i]);
     }
     s->st->be->ops->synchronize(s->st->be);
+    guests_copy(s, host);
 }
 
 /* The checksums are those of the host copy, computed before HDF5 is called. */
-static int write_part(struct save *s, struct shard *shard, const struct part *p, const char *host) {
-    const struct param *param = &s->st->set->param[p->param];
+static int write_part(struct save *s, struct shard *shard, const struct param *param,
+                      const struct part *p, const char *host) {
     struct ckpt_tensor *t;
     struct ckpt_block *b = manifest_add_part(s->m, param, p, &t);
     for (int64_t k = 0; k < b->n_crc; k++) {
@@ -179,6 +210,19 @@ static int write_part(struct save *s, struct shard *shard, const struct part *p,
     }
     fault_point("save.copy.after");
     return shard_write_block(shard, param, t, b, host);
+}
+
+/* What the guests handed over. */
+static int write_copied(struct save *s, struct shard *shard, const char *copied) {
+    int rc = 0;
+    for (int i = 0; i < s->n_guests; i++)
+        for (int64_t k = 0; !rc && k < s->guest[i].n; k++) {
+            struct param param = guest_param(&s->guest[i].part[k]);
+            struct part part = guest_part(&s->guest[i].part[k]);
+            rc = write_part(s, shard, &param, &part, copied);
+            copied += part_bytes(&part);
+        }
+    return rc;
 }
 
 /* From the copy, or part by part from the device. */
@@ -192,11 +236,13 @@ static int write_parts(struct save *s, struct shard *shard) {
             rc = copy_part(s, p, host);
             s->st->be->ops->synchronize(s->st->be);
         }
-        if (!rc) rc = write_part(s, shard, p, host != NULL ? host : copied);
+        if (!rc)
+            rc =
+                write_part(s, shard, &s->st->set->param[p->param], p, host != NULL ? host : copied);
         if (copied != NULL) copied += part_bytes(p);
         free(host);
     }
-    return rc;
+    return copied != NULL && !rc ? write_copied(s, shard, copied) : rc;
 }
 
 static int write_shard(struct save *s) {
@@ -210,6 +256,7 @@ static int write_shard(struct save *s) {
     int rc = shard_create(&shard, path, &s->id, s->set);
     if (!rc) rc = shard_write_common(&shard, &s->id, s->set, s->st);
     if (!rc) rc = write_parts(s, &shard);
+    if (!s->copy) rc = guests_write(rc, s, &shard);
     fault_point("save.write.after");
     rc = shard_close(rc, &shard);
     h5_end(s->set);
@@ -217,7 +264,18 @@ static int write_shard(struct save *s) {
     return rc;
 }
 
+static void hand_over(struct save *s) {
+    size_t bytes = ckpt_passing_bytes(s->st, !s->set->no_save_optim);
+    char *room = xmalloc(bytes + 1);
+    parts_hand_over(s, room, bytes);
+    free(room);
+}
+
 int phase_write(struct save *s) {
+    if (!save_writes(s)) {
+        if (!s->copy) hand_over(s);
+        return 0;
+    }
     int rc = write_shard(s);
     if (!rc) rc = ckpt_verify_shard(s->set, s->tmp, s->m, s->id.index);
     fault_point("save.dirsync.before");
@@ -234,6 +292,7 @@ static int collect_shares(struct save *s) {
     char *mine = manifest_text(s->m, &mine_bytes);
     for (int from = 1; from < n; from++) {
         size_t bytes;
+        if (s->writer[from] != from) continue;
         char *text = ckpt_share(s->world, mine, mine_bytes, from, &bytes);
         fault_point("save.gather.in");
         struct ckpt_manifest *share = NULL;
@@ -278,6 +337,7 @@ int phase_end(struct save *s, int rc) {
         *s->st->saved_bytes += s->m->file[i].bytes;
     part_list_free(&s->part);
     provenance_free(&s->provenance);
+    guests_end(s);
     manifest_free(s->m);
     free(s->tmp);
     return rc;

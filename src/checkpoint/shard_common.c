@@ -29,6 +29,19 @@ static int put_rank_map(hid_t g, const struct shard_identity *id) {
     return rc;
 }
 
+/* Of each world rank, the shard with its parts. */
+static int put_shards(hid_t g, const struct shard_identity *id) {
+    const struct ckpt_manifest *m = id->m;
+    int64_t n = m->tp * m->pp * m->dp, *shard = xcalloc((size_t)n, sizeof *shard);
+    for (int64_t r = 0, found = 0; r < n; r++) {
+        int64_t writer = id->writer == NULL ? r : id->writer[r];
+        shard[r] = writer == r ? found++ : shard[writer];
+    }
+    int rc = h5_put_integers(g, "shard_of_rank", shard, n, 0);
+    free(shard);
+    return rc;
+}
+
 static int put_header(hid_t g, const struct common *c) {
     const struct ckpt_state *st = c->st;
     const struct ckpt_manifest *m = c->id->m;
@@ -45,6 +58,7 @@ static int put_header(hid_t g, const struct common *c) {
     TRY(h5_put_text(g, "split_spec", m->split_spec));
     TRY(h5_put_integer(g, "writers", m->writers));
     TRY(put_rank_map(g, c->id));
+    TRY(put_shards(g, c->id));
     TRY(h5_put_text(g, "family", st->family));
     TRY(h5_put_integer(g, "n_parameters", st->n_parameters));
     return h5_put_text(g, "precision", precision);

@@ -30,6 +30,8 @@ int source_pick(const char *where, char **dir);
 /* Whole rows of axis 0 of `whole`, at most max_bytes of them (one at least). Start with at = 0. */
 bool box_next_slice(const struct box *whole, size_t element, int64_t max_bytes, int64_t *at,
                     struct box *slice);
+/* b->crc of the n bytes of its data from `at` on; called for all of them in order. */
+void block_add_crc(struct ckpt_block *b, int64_t at, const char *host, int64_t n);
 struct box tensor_box(const struct ckpt_tensor *t);
 int64_t tensor_total_bytes(const struct ckpt_tensor *t);
 void tensor_shape_text(const struct ckpt_tensor *t, char *text, size_t size); /* "4096x1024" */

@@ -1,4 +1,4 @@
-/* Tensors in slices, and their elements as numbers: for the tools. */
+/* Tensors in slices, and their elements as numbers. */
 #include <string.h>
 
 #include "safetensors.h"
@@ -32,6 +32,16 @@ bool box_next_slice(const struct box *whole, size_t element, int64_t max_bytes, 
     slice->count[0] = rows - *at < n ? rows - *at : n;
     *at += n;
     return true;
+}
+
+void block_add_crc(struct ckpt_block *b, int64_t at, const char *host, int64_t n) {
+    for (int64_t done = 0; done < n;) {
+        int64_t k = (at + done) / CKPT_CRC_BLOCK, left = (k + 1) * CKPT_CRC_BLOCK - at - done;
+        if (left > n - done) left = n - done;
+        if ((at + done) % CKPT_CRC_BLOCK == 0) b->crc[k] = 0;
+        b->crc[k] = crc32c(b->crc[k], host + done, (size_t)left);
+        done += left;
+    }
 }
 
 /* Types that fp32 holds exactly are converted where all such conversions are. */

@@ -11,17 +11,15 @@
 /* ---- the command line -------------------------------------------------------------------------- */
 struct options {
     bool json, generate;
-    int64_t ranks; /* 0: not given */
-    int argc;      /* what is left: the job file and its overrides */
+    int64_t ranks, ranks_per_node; /* 0: not given */
+    int argc;                      /* what is left: the job file and its overrides */
     char **argv;
 };
 
-static int read_ranks(const char *text, int64_t *ranks) {
+static int read_ranks(const char *name, const char *text, int64_t *ranks) {
     if (text != NULL && parse_int64(text, ranks) && *ranks >= 1 && *ranks <= RANKS_MAX) return 0;
-    return error_raise(EXIT_USAGE,
-                       "strata check: --ranks takes a whole number from 1 to %d, not "
-                       "\"%s\"",
-                       RANKS_MAX, text == NULL ? "" : text);
+    return error_raise(EXIT_USAGE, "strata check: %s takes a whole number from 1 to %d, not \"%s\"",
+                       name, RANKS_MAX, text == NULL ? "" : text);
 }
 
 static int read_options(int argc, char **argv, struct options *o) {
@@ -32,11 +30,15 @@ static int read_options(int argc, char **argv, struct options *o) {
         } else if (strcmp(argv[i], "--generate") == 0) {
             o->generate = true;
         } else if (strcmp(argv[i], "--ranks") == 0) {
-            TRY(read_ranks(i + 1 < argc ? argv[i + 1] : NULL, &o->ranks));
+            TRY(read_ranks(argv[i], i + 1 < argc ? argv[i + 1] : NULL, &o->ranks));
+            i++;
+        } else if (strcmp(argv[i], "--ranks-per-node") == 0) {
+            TRY(read_ranks(argv[i], i + 1 < argc ? argv[i + 1] : NULL, &o->ranks_per_node));
             i++;
         } else if (strncmp(argv[i], "--", 2) == 0) {
             return error_raise(EXIT_USAGE,
-                               "strata check knows --ranks N, --generate and --json, not \"%s\"",
+                               "strata check knows --ranks N, --ranks-per-node N, --generate and "
+                               "--json, not \"%s\"",
                                argv[i]);
         } else {
             o->argv[o->argc++] = argv[i];
@@ -58,6 +60,14 @@ static int64_t launcher_number(const char *const *names) {
 static int64_t launched_ranks(void) {
     static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS", NULL};
     return launcher_number(names);
+}
+
+/* As the launcher of this program dealt them out; 0: not known. */
+static int64_t launched_per_node(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE",
+                                        NULL};
+    int64_t n = launcher_number(names);
+    return n > 0 ? n : 0;
 }
 
 static bool first_of_launched(void) {
@@ -143,6 +153,16 @@ static int plan_generation(struct check_report *r) {
     return 0;
 }
 
+/* Which ranks share a machine is known only once they run. */
+static void plan_writers(struct check_report *r) {
+    const struct plan_layout *l = &r->layout;
+    int n = l->tp * l->pp * l->dp, *node = xcalloc((size_t)n, sizeof *node);
+    for (int i = 0; i < n && r->ranks_per_node > 0; i++) node[i] = i / (int)r->ranks_per_node;
+    r->writer = train_writers(r->cfg, n, node);
+    r->layout.writer = r->writer;
+    free(node);
+}
+
 static int plan_training(struct check_report *r) {
     find_data(r, DATA_TRAIN, &r->data);
     find_data(r, DATA_VALID, &r->valid);
@@ -151,6 +171,7 @@ static int plan_training(struct check_report *r) {
     r->split_auto = r->cfg->parallel.split_spec.n == 0;
     TRY(train_split(r->cfg, &r->stack, r->largest, &r->split));
     plan_layout_from_config(r->cfg, r->split, &r->layout);
+    plan_writers(r);
     return 0;
 }
 
@@ -178,6 +199,7 @@ static void report_free(struct check_report *r) {
     free(r->rank);
     free(r->stage);
     free(r->split);
+    free(r->writer);
     plan_microbatch_free(r->largest);
     stack_free(&r->stack);
     if (r->grid != NULL) grid_destroy(r->grid);
@@ -194,6 +216,9 @@ static int check_job(const struct options *o, struct check_report *r, bool *plan
                            (long long)ranks);
     TRY(config_check_world(r->cfg, ranks));
     r->generate = o->generate;
+    r->ranks_per_node = o->ranks_per_node > 0                   ? o->ranks_per_node
+                        : o->ranks == 0 && launched_ranks() > 1 ? launched_per_node()
+                                                                : 0;
     TRY(make_plan(r));
     *planned = true;
     check_find_warnings(r);

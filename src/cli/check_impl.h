@@ -18,6 +18,8 @@ struct check_report {
     bool generate; /* the plan of strata generate, not of train */
     bool split_auto;
     int64_t *split;
+    int64_t ranks_per_node; /* assumed; 0: all on one */
+    int *writer;            /* [n_ranks] of the checkpoint's files; NULL: each rank its own */
     struct plan_layout layout;
     struct grid *grid;        /* measuring; for world ranks */
     struct stage_plan *stage; /* [pp] */

@@ -95,9 +95,20 @@ static void warn_untrainable(struct check_report *r) {
     error_clear();
 }
 
+/* The copy of async_save lies where a node's file is written. */
+static void warn_assumed_nodes(struct check_report *r) {
+    if (r->writer == NULL || !r->layout.snapshot || r->ranks_per_node > 0 || r->n_ranks == 1)
+        return;
+    check_warn(r,
+               "writers = node: the snapshots are planned as if all %d ranks were on one node; "
+               "--ranks-per-node N says how many are",
+               r->n_ranks);
+}
+
 void check_find_warnings(struct check_report *r) {
     warn_frozen_random(r);
     warn_uneven_shares(r);
     warn_missing_files(r);
     warn_untrainable(r);
+    warn_assumed_nodes(r);
 }

@@ -14,7 +14,8 @@ struct command {
 static const struct command commands[] = {
     {"train", cli_train, "JOB.ini [section:key=value ...]   train, under mpirun or srun"},
     {"check", cli_check,
-     "JOB.ini [--ranks N] [--generate] [--json] [section:key=value ...]   errors, layout, memory, "
+     "JOB.ini [--ranks N] [--ranks-per-node N] [--generate] [--json] [section:key=value ...]   "
+     "errors, layout, memory, "
      "FLOPs"},
     {"eval", cli_eval,
      "JOB.ini [CHECKPOINT] [section:key=value ...]   loss of a checkpoint on valid_data_path"},

@@ -199,6 +199,21 @@ void comm_barrier(const struct group *g) {
     if (!g->grid->measuring) exchange_wait(g);
 }
 
+void comm_pass(const struct group *g, int from, int to, void *host, size_t bytes) {
+    CHECK(from != to && (g->rank == from || g->rank == to), "member %d hands over from %d to %d",
+          g->rank, from, to);
+    if (bytes == 0) return;
+    exchange_begin(g, OP_PASS);
+    for (size_t first = 0; first < bytes; first += g->grid->part_bytes) {
+        size_t count = bytes - first < g->grid->part_bytes ? bytes - first : g->grid->part_bytes;
+        if (g->rank == from)
+            exchange_send(g, to, (char *)host + first, count);
+        else
+            exchange_recv(g, from, (char *)host + first, count);
+        if (!g->grid->measuring) exchange_wait(g);
+    }
+}
+
 int comm_vote(const struct group *g, int rc) {
     int64_t worst = rc;
     comm_allreduce_i64(g, &worst, 1, REDUCE_MAX);

@@ -66,6 +66,7 @@ struct grid {
     struct group group[GROUP_COUNT];
     MPI_Comm p2p[2];                   /* duplicates of pp: activations, gradients */
     char (*host)[HOST_NAME_MAX_BYTES]; /* [world], NULL while measuring */
+    int *node;                         /* [world], NULL while measuring */
     struct grid_state *state;
 };
 
@@ -97,6 +98,7 @@ enum operation {
     OP_COLUMNS,
     OP_BROADCAST,
     OP_BARRIER,
+    OP_PASS,
     OP_COUNT
 };
 

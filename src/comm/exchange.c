@@ -5,9 +5,13 @@
 #include "comm_impl.h"
 
 static const char *const operation_name[OP_COUNT] = {
-    [OP_ALLREDUCE] = "all-reduce",          [OP_GATHER] = "all-gather",
-    [OP_REDUCE_SCATTER] = "reduce-scatter", [OP_COLUMNS] = "all-gather of columns",
-    [OP_BROADCAST] = "broadcast",           [OP_BARRIER] = "barrier",
+    [OP_ALLREDUCE] = "all-reduce",
+    [OP_GATHER] = "all-gather",
+    [OP_REDUCE_SCATTER] = "reduce-scatter",
+    [OP_COLUMNS] = "all-gather of columns",
+    [OP_BROADCAST] = "broadcast",
+    [OP_BARRIER] = "barrier",
+    [OP_PASS] = "hand-over",
 };
 
 void exchange_begin(const struct group *g, enum operation op) {

@@ -160,6 +160,31 @@ static void communicators_create(struct grid *grid) {
     }
 }
 
+/* Each machine is known by its lowest rank; the numbers count these. */
+static void nodes_find(struct grid *grid) {
+    int n = grid_world(grid), first = comm_world_rank(), found = 0;
+    MPI_Comm node;
+    mpi_check(
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, first, MPI_INFO_NULL, &node),
+        "MPI_Comm_split_type");
+    mpi_check(MPI_Bcast(&first, 1, MPI_INT, 0, node), "MPI_Bcast");
+    MPI_Comm_free(&node);
+    grid->node = xcalloc((size_t)n, sizeof *grid->node);
+    mpi_check(
+        MPI_Allgather(&first, 1, MPI_INT, grid->node, 1, MPI_INT, grid->group[GROUP_WORLD].comm),
+        "MPI_Allgather");
+    for (int r = 0; r < n; r++) {
+        int lowest = grid->node[r];
+        CHECK(lowest <= r, "rank %d is below the lowest of its machine, %d", r, lowest);
+        grid->node[r] = lowest == r ? found++ : grid->node[lowest];
+    }
+}
+
+int grid_node(const struct grid *grid, int world_rank) {
+    CHECK(world_rank >= 0 && world_rank < grid_world(grid), "no rank %d", world_rank);
+    return grid->node == NULL ? 0 : grid->node[world_rank];
+}
+
 static int sizes_check(int tensor, int pipeline, double timeout_minutes) {
     if (tensor < 1 || pipeline < 1)
         return error_raise(EXIT_USAGE,
@@ -198,6 +223,7 @@ int grid_create(int tensor, int pipeline, bool tp_pp_dp_mapping, double timeout_
     mpi_check(MPI_Allgather(host, sizeof host, MPI_CHAR, new->host, sizeof host, MPI_CHAR,
                             new->group[GROUP_WORLD].comm),
               "MPI_Allgather");
+    nodes_find(new);
     *grid = new;
     return 0;
 }
@@ -235,6 +261,7 @@ void grid_destroy(struct grid *grid) {
         free(g->world_rank);
     }
     free(grid->host);
+    free(grid->node);
     free(grid->state);
     free(grid);
 }

@@ -269,6 +269,9 @@ static void check_checkpoint(struct config *cfg) {
     needs_path(cfg, &c->no_load_optim, &c->load, "load or save");
     needs_path(cfg, &c->no_load_rng, &c->load, "load or save");
     if (c->resume == RESUME_MUST) needs_path(cfg, &c->resume, &c->load, "load or save");
+    if (c->writers != WRITERS_NODE && config_given(cfg, &c->ranks_per_writer) &&
+        SOUND(&c->writers, &c->ranks_per_writer))
+        config_raise(cfg, &c->ranks_per_writer, "it needs writers = node");
     if (c->most_recent_k >= 0 && c->most_recent_k < 2 && SOUND(&c->most_recent_k))
         config_raise(cfg, &c->most_recent_k,
                      "a checkpoint is deleted only when two newer ones verify; allowed: -1 for "

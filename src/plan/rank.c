@@ -67,32 +67,83 @@ static void count_params(const struct param_set *s, struct rank_plan *out) {
     }
 }
 
-/* What the copy of an asynchronous save takes. */
-static size_t measure_snapshot(const struct stage *st, const struct plan_layout *l,
-                               const struct grid *grid, struct backend *be, const struct optim *o) {
+static int create_optimizer(struct stage *st, const struct plan_layout *l, const struct grid *grid,
+                            struct optim **o) {
+    int *index = xcalloc((size_t)st->params.n + 1, sizeof *index);
+    for (int i = 0; i < st->params.n; i++) index[i] = st->stack->first_param[st->first] + i;
+    int rc = optim_create(&l->optim, &st->params, index, st->stack->n_params, grid, o);
+    free(index);
+    return rc;
+}
+
+/* Bytes that a rank saves, or that pass through it on their way to the rank that writes for it. */
+static size_t saved_bytes(const struct stage *st, const struct plan_layout *l,
+                          const struct grid *grid, struct backend *be, const struct optim *o,
+                          bool passing) {
     struct ckpt_state s = {
         .grid = grid, .set = &st->params, .be = be, .sharded_optimizer = l->optim.distributed};
     s.piece = optim_pieces(o, &s.n_pieces);
-    return align_up(ckpt_snapshot_bytes(&s, l->save_moments));
+    return passing ? ckpt_passing_bytes(&s, l->save_moments)
+                   : ckpt_snapshot_bytes(&s, l->save_moments);
+}
+
+/* What another rank saves. */
+static int measure_guest(const struct stack *s, const struct plan_layout *l, int tp, int pp, int dp,
+                         size_t *bytes) {
+    int first = plan_first_layer(l, pp);
+    struct stage st;
+    struct arena arena;
+    struct optim *o;
+    TRY(stage_build(s, first, first + (int)l->split[pp], l->tp, tp, l->recompute,
+                    l->recompute_layers, &st));
+    struct grid *grid = grid_create_measuring(l->tp, l->pp, l->dp, l->tp_pp_dp, tp, pp, dp);
+    struct backend *be = backend_create_measuring(l->dtype);
+    arena_init_measuring(&arena, "guest");
+    stage_allocate(&st, be, &arena);
+    int rc = create_optimizer(&st, l, grid, &o);
+    if (rc == 0) {
+        rc = optim_layout(o, be, &arena);
+        if (rc == 0) *bytes += saved_bytes(&st, l, grid, be, o, false);
+        optim_destroy(o);
+    }
+    backend_destroy(be);
+    grid_destroy(grid);
+    stage_free(&st);
+    return rc;
+}
+
+/* What the copy of an asynchronous save takes: of all ranks that this one writes for. */
+static int measure_snapshot(const struct stage *st, const struct plan_layout *l,
+                            const struct grid *grid, struct backend *be, const struct optim *o,
+                            struct rank_plan *out) {
+    int me = grid_rank_at(grid, out->tp, out->pp, out->dp);
+    bool passing = l->writer != NULL && l->writer[me] != me;
+    size_t bytes = saved_bytes(st, l, grid, be, o, passing);
+    for (int pp = 0; l->writer != NULL && pp < l->pp; pp++)
+        for (int dp = 0; dp < l->dp; dp++)
+            for (int tp = 0; tp < l->tp; tp++) {
+                int rank = grid_rank_at(grid, tp, pp, dp);
+                if (rank != me && l->writer[rank] == me)
+                    TRY(measure_guest(st->stack, l, tp, pp, dp, &bytes));
+            }
+    out->snapshot = align_up(bytes);
+    return 0;
 }
 
 /* States and the workspace of one update; the measuring groups note what the update would need. */
 static int measure_optimizer(struct stage *st, const struct plan_layout *l, const struct grid *grid,
                              struct backend *be, struct arena *life, struct rank_plan *out) {
     struct optim *o;
-    int *index = xcalloc((size_t)st->params.n + 1, sizeof *index);
-    for (int i = 0; i < st->params.n; i++) index[i] = st->stack->first_param[st->first] + i;
     size_t before = life->peak;
-    int rc = optim_create(&l->optim, &st->params, index, st->stack->n_params, grid, &o);
+    int rc = create_optimizer(st, l, grid, &o);
     if (rc == 0) {
         struct optim_input in = {.grad_scale = 1.0};
         struct optim_result result;
         rc = optim_layout(o, be, life);
         if (rc == 0) rc = optim_step(o, &in, &result);
-        if (rc == 0 && l->snapshot) out->snapshot = measure_snapshot(st, l, grid, be, o);
+        if (rc == 0 && l->snapshot) rc = measure_snapshot(st, l, grid, be, o, out);
         optim_destroy(o);
     }
-    free(index);
     out->optimizer = align_up(life->peak) - align_up(before);
     return rc;
 }

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoint.h"
 #include "train_impl.h"
 
 #define SCAN_LIMIT 20000000 /* samples looked at one by one for the largest micro-batch */
@@ -123,6 +124,14 @@ int train_split(struct config *cfg, const struct stack *s, const struct microbat
     plan_layout_from_config(cfg, *split, &l);
     TRY(plan_split(s, largest, l.recompute, (int)pp, *split));
     return config_resolve_split(cfg, *split, pp);
+}
+
+int *train_writers(const struct config *cfg, int n, const int *node) {
+    const struct config_checkpoint *c = &cfg->checkpoint;
+    if (c->writers != WRITERS_NODE) return NULL;
+    int *writer = xcalloc((size_t)n, sizeof *writer);
+    ckpt_writers(node, n, c->ranks_per_writer > 0 ? c->ranks_per_writer : 0, writer);
+    return writer;
 }
 
 char *train_split_text(const int64_t *split, int64_t pp) {

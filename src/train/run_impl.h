@@ -35,6 +35,7 @@ struct run {
     struct dataset *data, *valid; /* valid NULL: no evaluation */
     struct stack stack;
     int64_t *split;
+    int *writer; /* [world] who writes the checkpoint's file for each rank; NULL: each */
     struct plan_layout layout;
     struct rank_plan plan;
     struct stage stage;

@@ -61,6 +61,8 @@ void save_setup(struct run *r) {
         .verify_load = c->checkpoint.verify_load == VERIFY_LOAD_SIZE   ? CKPT_VERIFY_SIZE
                        : c->checkpoint.verify_load == VERIFY_LOAD_USED ? CKPT_VERIFY_USED
                                                                        : CKPT_VERIFY_ALL,
+        .writers_node = c->checkpoint.writers == WRITERS_NODE,
+        .ranks_per_writer = c->checkpoint.ranks_per_writer > 0 ? c->checkpoint.ranks_per_writer : 0,
         .hash_sha256 = c->checkpoint.hash == HASH_SHA256,
         .reproducible = c->checkpoint.reproducible,
         .index = c->checkpoint.index,

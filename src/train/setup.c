@@ -104,8 +104,17 @@ int setup_stage(struct run *r) {
     return 0;
 }
 
+static void setup_writers(struct run *r) {
+    int n = group_size(world(r)), *node = xcalloc((size_t)n, sizeof *node);
+    for (int i = 0; i < n; i++) node[i] = grid_node(r->grid, i);
+    r->writer = train_writers(r->cfg, n, node);
+    r->layout.writer = r->writer;
+    free(node);
+}
+
 static int setup_training(struct run *r) {
     plan_layout_from_config(r->cfg, r->split, &r->layout);
+    setup_writers(r);
     TRY(setup_stage(r));
     TRY(setup_optimizer(r));
     replica_check_begin(r);
@@ -225,6 +234,7 @@ void run_end(struct run *r) {
     free(r->result.loss_sum);
     free(r->result.loss_rows);
     free(r->split);
+    free(r->writer);
     free(r->used_ini);
     free(r->split_text);
     free(r->history);

@@ -125,6 +125,23 @@ compare "stages, auto" 4 parallel:pipeline_model_parallel_size=4
 compare "the copy of async_save" 4 parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4 \
     parallel:use_distributed_optimizer=true "checkpoint:save=$TEST_TMP/copy" checkpoint:async_save=true
 yes "which is a kind of its own" python3 -c "import json; d = json.load(open('$TEST_TMP/json')); assert all(r['bytes']['snapshot'] > 0 for r in d['ranks'])"
+copies=(parallel:pipeline_model_parallel_size=2 parallel:split_spec=5,4 parallel:use_distributed_optimizer=true
+    checkpoint:async_save=true "checkpoint:save=$TEST_TMP/node")
+node=("${copies[@]}" checkpoint:writers=node)
+compare "the copy of a node's ranks" 4 "${node[@]}" checkpoint:ranks_per_writer=3
+yes "with a warning that they are taken to be on one" grep -q 'as if all 4 ranks were on one node' "$TEST_TMP/json"
+cat >"$TEST_TMP/node.py" <<'PY'
+import json, sys
+s = [[r["bytes"]["snapshot"] for r in json.load(open(f))["ranks"]] for f in sys.argv[1:4]]
+alone, two, all = s
+assert abs(two[0] - alone[0] - alone[1]) <= 512 and abs(two[2] - alone[2] - alone[3]) <= 512, (alone, two)
+assert abs(all[0] - sum(alone)) <= 1024 and max(all[1:]) < max(alone), (alone, all)
+assert two[1] == all[1] and two[3] == all[3]
+PY
+json $tiny $run --ranks 4 "${copies[@]}" && mv "$TEST_TMP/json" "$TEST_TMP/json1"
+json $tiny $run --ranks 4 --ranks-per-node 2 "${node[@]}" && mv "$TEST_TMP/json" "$TEST_TMP/json2"
+json $tiny $run --ranks 4 "${node[@]}"
+yes "the first rank of a node has the copies of all" python3 "$TEST_TMP/node.py" "$TEST_TMP/json1" "$TEST_TMP/json2" "$TEST_TMP/json"
 compare "all three and sharded states" 8 parallel:tensor_model_parallel_size=2 parallel:pipeline_model_parallel_size=2 \
     parallel:use_distributed_optimizer=true parallel:split_spec=5,4
 compare "sequence parallel, frozen tower, recompute" 6 parallel:tensor_model_parallel_size=2 parallel:pipeline_model_parallel_size=3 \

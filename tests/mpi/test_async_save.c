@@ -35,9 +35,15 @@ static void remove_folder(const char *at) {
     CHECK(run_program((char *[]){"rm", "-rf", (char *)(uintptr_t)at, NULL}), "%s", at);
 }
 
+/* writers = node; one machine: ranks_per_writer makes several of it. */
+static bool shared_files;
+static int64_t ranks_per_file;
+
 static struct ckpt_settings settings_in(const char *save) {
     struct ckpt_settings s = model_settings(save);
     s.hdf5_lock = &hdf5_lock;
+    s.writers_node = shared_files;
+    s.ranks_per_writer = ranks_per_file;
     return s;
 }
 
@@ -69,7 +75,7 @@ static int finish(struct ckpt_pending *p, int *rc) {
 }
 
 static int save_beside(const struct ckpt_settings *s, struct model *m, int *steps) {
-    size_t bytes = ckpt_snapshot_bytes(&m->state, true);
+    size_t bytes = model_room(s, &m->state);
     char *host = xmalloc(bytes);
     struct ckpt_pending *p;
     int rc = ckpt_save_begin(s, &m->state, host, bytes, &p);
@@ -103,6 +109,12 @@ static void the_same_bytes(bool sharded) {
     ckpt_found_free(&found);
     model_free(&m);
     verdict(grid, good, "and they load");
+    comm_barrier(world());
+    if (comm_world_rank() == 0) {
+        remove_folder(path[0]);
+        remove_folder(path[1]);
+    }
+    comm_barrier(world());
 }
 
 /* A measuring grid, as the planner has it, counts the same bytes. */
@@ -131,7 +143,7 @@ static void a_failure_is_agreed_on(void) {
     build(&m, 3, false);
     bool good = ckpt_save(&s, &m.state) == 0;
     m.state.at.step = 4;
-    size_t bytes = ckpt_snapshot_bytes(&m.state, true);
+    size_t bytes = model_room(&s, &m.state);
     char *host = xmalloc(bytes);
     struct ckpt_pending *p;
     good = good && ckpt_save_begin(&s, &m.state, host, bytes, &p) == 0;
@@ -150,6 +162,34 @@ static void a_failure_is_agreed_on(void) {
     ckpt_found_free(&found);
     model_free(&m);
     verdict(grid, good, "a failure is agreed on, the one before stands, the next is well");
+    comm_barrier(world());
+    if (comm_world_rank() == 0) remove_folder(s.save);
+    comm_barrier(world());
+}
+
+/* As many files as there are writers, found by the name of the last one. */
+static void files_of_machines(int64_t together) {
+    int n = comm_world_size();
+    int files = together == 0 ? 1 : (n + (int)together - 1) / (int)together;
+    shared_files = true;
+    ranks_per_file = together;
+    struct ckpt_settings s = settings_in(path_in(2, "files"));
+    struct model m;
+    build(&m, 3, false);
+    bool good = ckpt_save(&s, &m.state) == 0;
+    char *last =
+        xasprintf("%s/iter_0000003/iter_0000003-shard-%05d-of-%05d.h5", s.save, files - 1, files);
+    good = good && access(last, F_OK) == 0;
+    model_free(&m);
+    free(last);
+    verdict(grid, good, "%d ranks, %lld to a file: %d files", n, (long long)together, files);
+    comm_barrier(world());
+    if (comm_world_rank() == 0) remove_folder(s.save);
+    comm_barrier(world());
+    the_same_bytes(true);
+    a_failure_is_agreed_on();
+    shared_files = false;
+    ranks_per_file = 0;
 }
 
 static void beginning_fails(void) {
@@ -177,7 +217,7 @@ static void a_lost_lock_stops_the_commit(void) {
     s.lock = &lock;
     good = ckpt_save(&s, &m.state) == 0 && good;
     m.state.at.step = 4;
-    size_t bytes = ckpt_snapshot_bytes(&m.state, true);
+    size_t bytes = model_room(&s, &m.state);
     char *host = xmalloc(bytes);
     good = ckpt_save_begin(&s, &m.state, host, bytes, &p) == 0 && good;
     char *taken = xasprintf("%s/run.lock", s.save);
@@ -211,6 +251,8 @@ int main(int argc, char **argv) {
     the_same_bytes(true);
     the_plan_knows_the_copy();
     a_failure_is_agreed_on();
+    files_of_machines(0);
+    if (n == 4) files_of_machines(3);
     beginning_fails();
     a_lost_lock_stops_the_commit();
     comm_barrier(world());

@@ -286,6 +286,23 @@ static void make_small(struct grid *grid) {
     }
 }
 
+/* From each to each, in turn; ranks of one host are on one node. */
+static bool passing(const struct group *g) {
+    bool good = true;
+    int64_t data[500];
+    for (int from = 0; from < g->size; from++)
+        for (int to = 0; to < g->size; to++) {
+            if (from == to || (g->rank != from && g->rank != to)) continue;
+            for (int i = 0; i < 500; i++) data[i] = g->rank == from ? 1000 * from + i : -1;
+            comm_pass(g, from, to, data, sizeof data);
+            for (int i = 0; i < 500; i++) good = good && data[i] == 1000 * from + i;
+        }
+    for (int r = 0; r < grid_world(g->grid); r++)
+        good = good && (grid_node(g->grid, r) == grid_node(g->grid, 0)) ==
+                           (strcmp(g->grid->host[r], g->grid->host[0]) == 0);
+    return good && grid_node(g->grid, 0) == 0;
+}
+
 static void test_grid(int tensor, int pipeline, bool mapping) {
     struct grid *grid;
     if (grid_create(tensor, pipeline, mapping, 1, &grid) != 0) error_exit();
@@ -306,6 +323,7 @@ static void test_grid(int tensor, int pipeline, bool mapping) {
                  small ? " small parts" : "");
         if (small) make_small(grid);
         for (int id = 0; id < GROUP_COUNT; id++) test_group(grid, (enum group_id)id, how);
+        verdict(grid, passing(&grid->group[GROUP_WORLD]), "one to another, machines");
     }
     grid_destroy(grid);
 }

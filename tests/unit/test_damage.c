@@ -195,7 +195,7 @@ static void random_changes(void) {
     static const char *const name[CHANGES] = {"flipped bits", "zeroed pages", "swapped pages",
                                               "repeated pages", "cut ends"};
     struct large_job job = {.megabytes = case_long() ? 104 : 8};
-    struct team_layout one = {1, 1, 1};
+    struct team_layout one = {.tp = 1, .pp = 1, .dp = 1};
     struct ckpt_manifest *m;
     char dir[400];
     int64_t result[TEAM_MAX], n = case_long() ? 10000 : 100, same = 0, count[CHANGES] = {0};

@@ -69,6 +69,13 @@ struct ckpt_row { /* one step of /training/history */
     int64_t step;
     double loss, lr, grad_norm;
 };
+struct ckpt_speed { /* one step of this start of the run */
+    int64_t step;
+    double tokens_per_s;
+};
+struct ckpt_inputs { /* sha256 in hex of what the run reads; NULL: it reads none */
+    const char *job_file, *data, *valid_data /* of their indices */, *tokenizer_model;
+};
 struct ckpt_counters {
     int64_t step; /* steps done */
     int64_t consumed_samples, consumed_tokens;
@@ -78,7 +85,7 @@ struct ckpt_counters {
 };
 
 /* What one rank holds and knows. All but grid, set, be and piece must be equal on every rank
- * (history and provenance are read on rank 0 only). Texts may be NULL: then "". */
+ * (history, provenance, inputs and speed are read on rank 0 only). Texts may be NULL: then "". */
 struct ckpt_state {
     const struct grid *grid;
     const struct param_set *set; /* laid out and allocated */
@@ -108,6 +115,9 @@ struct ckpt_state {
     /* Where and how it was made; NULL: a save describes its own processes. */
     const struct ckpt_text *provenance;
     int64_t n_provenance;
+    struct ckpt_inputs inputs; /* described where provenance is NULL */
+    const struct ckpt_speed *speed;
+    int64_t n_speed;
     const struct ckpt_row *history;
     int64_t n_history;
     int64_t *saved_bytes;  /* NULL, or where a save adds the bytes of its files (rank 0: of all) */

@@ -275,6 +275,8 @@ int config_resolve_vocab(struct config *cfg, int64_t tokenizer_vocab);
 bool config_given(const struct config *cfg, const void *field); /* in file or argument, and not at
                                                                  * its default */
 const char *config_choice(const struct config *cfg, const int *field); /* spelling; "" if unset */
+/* Of the job file as it was read, overrides left out: 64 hex digits. */
+const char *config_sha256(const struct config *cfg);
 /* EXIT_USAGE with the place, the key and the value of a field in front of the sentence. */
 int config_raise(const struct config *cfg, const void *field, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

@@ -18,6 +18,7 @@ void about_free(struct about *a) {
     free(a->key);
     free(a->code);
     free(a->provenance);
+    free(a->speed);
     free(a->history);
     *a = (struct about){0};
 }
@@ -164,6 +165,8 @@ static int read_all(const struct shard_reader *r, struct about *a) {
     if (rc || a->settings.reproducible) return rc;
     rc = read_texts(r, a, "provenance", &a->provenance, &a->state.n_provenance);
     a->state.provenance = a->provenance;
+    if (!rc) rc = reader_speed(r, &a->speed, &a->state.n_speed);
+    a->state.speed = a->speed;
     return rc;
 }
 

@@ -105,6 +105,8 @@ int reader_read_into(const struct shard_reader *r, hid_t dataset, const struct c
 int reader_close(int rc, struct shard_reader *r);
 int reader_counters(const struct shard_reader *r, struct ckpt_counters *at);
 int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t *n);
+/* Of /provenance, which must be there. */
+int reader_speed(const struct shard_reader *r, struct ckpt_speed **row, int64_t *n);
 
 int index_write(const char *path, const struct ckpt_manifest *m,
                 const struct ckpt_settings *settings);

@@ -260,14 +260,53 @@ static void check_present(struct lint *l, const char *group, const char *const *
     H5Eclear2(H5E_DEFAULT);
 }
 
+/* A table, if it has rows, is columns of one length, and h5py finds their steps. */
+static void check_columns(struct lint *l, const char *group, const char *const *name, size_t n) {
+    char path[64];
+    hid_t step = -1, d = -1;
+    snprintf(path, sizeof path, "%s/step", group);
+    if (H5Lexists(l->r->file, group, H5P_DEFAULT) <= 0) return; /* told elsewhere */
+    bool rows = H5Lexists(l->r->file, path, H5P_DEFAULT) > 0;
+    if (rows && h5_open_plain(l->r->file, l->r->path, path, &step) != 0) l->rc = EXIT_BAD_DATA;
+    for (size_t i = 0; i < n; i++) {
+        snprintf(path, sizeof path, "%s/%s", group, name[i]);
+        if ((H5Lexists(l->r->file, path, H5P_DEFAULT) > 0) != rows) {
+            fault(l, "/%s and its step do not come together", path);
+            continue;
+        }
+        if (!rows || step < 0) continue;
+        if (h5_open_plain(l->r->file, l->r->path, path, &d) != 0) l->rc = EXIT_BAD_DATA;
+        if (d >= 0 && H5DSis_attached(d, step, 0) <= 0)
+            fault(l, "the scale of /%s is not the step beside it", path);
+        h5_close(0, d, path);
+    }
+    if (rows) h5_close(0, step, group);
+    H5Eclear2(H5E_DEFAULT);
+}
+
+static void check_tables(struct lint *l) {
+    static const char *const history[] = {"loss", "lr", "grad_norm"};
+    static const char *const speed[] = {"tokens_per_s"};
+    check_columns(l, "training/history", history, sizeof history / sizeof history[0]);
+    check_columns(l, "provenance", speed, sizeof speed / sizeof speed[0]);
+}
+
 /* What wrote the file; where and how, in the first shard alone, and not if the files are reproducible:
  * then the attribute history is empty. */
 static void check_origin(struct lint *l) {
     static const char *const code[] = {"name",     "version", "git_sha",     "git_dirty",
                                        "compiler", "flags",   "mpi",         "nccl",
                                        "cuda",     "blas",    "hdf5_header", "hdf5_runtime"};
-    static const char *const provenance[] = {"hosts",        "job_id",      "restart_count",
-                                             "command_line", "environment", "wall_seconds"};
+    static const char *const provenance[] = {"hosts",
+                                             "job_id",
+                                             "restart_count",
+                                             "command_line",
+                                             "environment",
+                                             "wall_seconds",
+                                             "job_file_sha256",
+                                             "data_sha256",
+                                             "valid_data_sha256",
+                                             "tokenizer_model_sha256"};
     char *history = NULL;
     check_present(l, "code", code, sizeof code / sizeof code[0]);
     if (h5_get_text(l->r->file, "history", &history) != 0) return; /* told by check_root */
@@ -297,6 +336,7 @@ static int lint_shard(struct lint *l, char *host) {
     int rc = 0;
     check_root(l);
     check_origin(l);
+    check_tables(l);
     l->n_objects = 0;
     if (H5Lvisit(l->r->file, H5_INDEX_NAME, H5_ITER_INC, visit_link, l) < 0 && !l->rc)
         fault(l, "its tree cannot be walked");

@@ -100,17 +100,25 @@ static void add(struct provenance *p, const char *key, char *value) {
     p->text[p->n++] = (struct ckpt_text){key, value};
 }
 
-void provenance_collect(const struct group *world, struct provenance *p) {
+static void add_digest(struct provenance *p, const char *key, const char *hex) {
+    add(p, key, xstrdup(hex ? hex : ""));
+}
+
+void provenance_collect(const struct ckpt_state *st, struct provenance *p) {
     const char *restart = getenv("SLURM_RESTART_COUNT");
     char job[64];
     ckpt_job_id(job, sizeof job);
     p->n = 0;
-    add(p, "hosts", list_hosts(world));
+    add(p, "hosts", list_hosts(grid_group(st->grid, GROUP_WORLD)));
     add(p, "job_id", xstrdup(job));
     add(p, "restart_count", xstrdup(restart ? restart : "0"));
     add(p, "command_line", command_line());
     add(p, "environment", environment());
     add(p, "wall_seconds", xasprintf("%.3f", wall_seconds()));
+    add_digest(p, "job_file_sha256", st->inputs.job_file);
+    add_digest(p, "data_sha256", st->inputs.data);
+    add_digest(p, "valid_data_sha256", st->inputs.valid_data);
+    add_digest(p, "tokenizer_model_sha256", st->inputs.tokenizer_model);
 }
 
 void provenance_free(struct provenance *p) {

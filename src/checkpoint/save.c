@@ -145,7 +145,7 @@ int phase_begin(struct save *s, const struct ckpt_settings *settings,
                 const struct ckpt_state *state) {
     *s = (struct save){.set = settings, .st = state, .world = grid_group(state->grid, GROUP_WORLD)};
     if (!settings->reproducible && state->provenance == NULL) {
-        provenance_collect(s->world, &s->provenance);
+        provenance_collect(state, &s->provenance);
         s->described = *state;
         s->described.provenance = s->provenance.text;
         s->described.n_provenance = s->provenance.n;

@@ -6,12 +6,13 @@
 #include "h5_impl.h"
 
 /* The attributes of /provenance. */
-#define PROVENANCE_MAX 8
+#define PROVENANCE_MAX 12
 struct provenance {
     struct ckpt_text text[PROVENANCE_MAX];
     int64_t n;
 };
-void provenance_collect(const struct group *world, struct provenance *p); /* collective over it */
+/* Collective over the world. */
+void provenance_collect(const struct ckpt_state *st, struct provenance *p);
 void provenance_free(struct provenance *p);
 
 /* A part that another rank holds, as the one that writes it knows it. */

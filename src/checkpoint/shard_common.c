@@ -1,5 +1,6 @@
 /* What every shard says about the run: header, code, config, training, tokenizer; and what shard 0
  * says in addition: history and provenance. */
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -168,61 +169,76 @@ static int put_tokenizer(hid_t g, const struct common *c) {
     return h5_put_text(g, "template", st->template_text);
 }
 
-static int put_provenance(hid_t g, const struct common *c) {
-    const struct ckpt_state *st = c->st;
-    for (int64_t i = 0; i < st->n_provenance; i++)
-        TRY(h5_put_text(g, st->provenance[i].key, st->provenance[i].value));
-    return 0;
-}
+/* ---- columns of equal length, step is their scale ------------------------------------------------------ */
+struct column {
+    const char *name, *units, *description;
+    size_t offset; /* of its value in a row */
+};
 
-/* ---- history: columns of equal length, step is their scale ------------------------------------------ */
-static int put_column(hid_t g, const char *name, hid_t type, const void *v, int64_t n,
-                      const char *description, hid_t *dataset) {
+static int put_column(hid_t g, const struct column *c, hid_t type, const void *v, int64_t n,
+                      hid_t *dataset) {
     hsize_t extent = (hsize_t)n;
     hid_t space = H5Screate_simple(1, &extent, NULL), list = h5_create_list(H5P_DATASET_CREATE);
     int rc = 0;
     *dataset = -1;
     if (space >= 0 && list >= 0)
-        *dataset = H5Dcreate2(g, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
+        *dataset = H5Dcreate2(g, c->name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
     if (*dataset < 0 || H5Dwrite(*dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, v) < 0)
-        rc = h5_error(EXIT_IO, "history column %s could not be written", name);
-    if (!rc) rc = h5_put_text(*dataset, "description", description);
-    if (!rc) rc = h5_put_text(*dataset, "units", "1");
+        rc = h5_error(EXIT_IO, "column %s could not be written", c->name);
+    if (!rc) rc = h5_put_text(*dataset, "description", c->description);
+    if (!rc) rc = h5_put_text(*dataset, "units", c->units);
     rc = h5_close(rc, list, "list");
     return h5_close(rc, space, "space");
 }
 
-static const char *const column_name[3] = {"loss", "lr", "grad_norm"};
-static const char *const column_text[3] = {"mean loss over the target tokens of the step",
-                                           "learning rate of the step",
-                                           "global norm of the gradient before clipping"};
-
-static int put_history(hid_t g, const struct common *c) {
-    const struct ckpt_state *st = c->st;
-    int64_t n = st->n_history;
-    TRY(h5_put_text(g, "signal", "loss"));
-    TRY(h5_put_text(g, "axes", "step"));
+/* Of n rows that lie `row` bytes apart, each of which begins with its step. */
+static int put_columns(hid_t g, const void *rows, size_t row, int64_t n,
+                       const struct column *column, int n_columns) {
+    static const struct column scale_column = {"step", "1", "steps done, counted from 1", 0};
+    const char *from = rows;
     if (n == 0) return 0;
     int64_t *step = xmalloc((size_t)n * sizeof *step);
     double *v = xmalloc((size_t)n * sizeof *v);
-    for (int64_t i = 0; i < n; i++) step[i] = st->history[i].step;
+    for (int64_t i = 0; i < n; i++) memcpy(&step[i], from + (size_t)i * row, sizeof *step);
     hid_t scale = -1;
-    int rc = put_column(g, "step", H5T_STD_I64LE, step, n, "steps done, counted from 1", &scale);
-    if (!rc && H5DSset_scale(scale, "step") < 0) rc = h5_error(EXIT_IO, "no scale of the history");
-    for (int k = 0; !rc && k < 3; k++) {
-        const struct ckpt_row *r = st->history;
+    int rc = put_column(g, &scale_column, H5T_STD_I64LE, step, n, &scale);
+    if (!rc && H5DSset_scale(scale, "step") < 0) rc = h5_error(EXIT_IO, "step is made no scale");
+    for (int k = 0; !rc && k < n_columns; k++) {
         for (int64_t i = 0; i < n; i++)
-            v[i] = k == 0 ? r[i].loss : k == 1 ? r[i].lr : r[i].grad_norm;
+            memcpy(&v[i], from + (size_t)i * row + column[k].offset, sizeof *v);
         hid_t d = -1;
-        rc = put_column(g, column_name[k], H5T_IEEE_F64LE, v, n, column_text[k], &d);
+        rc = put_column(g, &column[k], H5T_IEEE_F64LE, v, n, &d);
         if (!rc && H5DSattach_scale(d, scale, 0) < 0)
-            rc = h5_error(EXIT_IO, "the scale of the history could not be attached");
-        rc = h5_close(rc, d, column_name[k]);
+            rc = h5_error(EXIT_IO, "the scale of %s could not be attached", column[k].name);
+        rc = h5_close(rc, d, column[k].name);
     }
     rc = h5_close(rc, scale, "step");
     free(step);
     free(v);
     return rc;
+}
+
+static int put_history(hid_t g, const struct common *c) {
+    static const struct column column[] = {
+        {"loss", "1", "mean loss over the target tokens of the step",
+         offsetof(struct ckpt_row, loss)},
+        {"lr", "1", "learning rate of the step", offsetof(struct ckpt_row, lr)},
+        {"grad_norm", "1", "global norm of the gradient before clipping",
+         offsetof(struct ckpt_row, grad_norm)}};
+    const struct ckpt_state *st = c->st;
+    TRY(h5_put_text(g, "signal", "loss"));
+    TRY(h5_put_text(g, "axes", "step"));
+    return put_columns(g, st->history, sizeof *st->history, st->n_history, column, 3);
+}
+
+static int put_provenance(hid_t g, const struct common *c) {
+    static const struct column column = {"tokens_per_s", "1/s",
+                                         "tokens in each second of the step, of all ranks",
+                                         offsetof(struct ckpt_speed, tokens_per_s)};
+    const struct ckpt_state *st = c->st;
+    for (int64_t i = 0; i < st->n_provenance; i++)
+        TRY(h5_put_text(g, st->provenance[i].key, st->provenance[i].value));
+    return put_columns(g, st->speed, sizeof *st->speed, st->n_speed, &column, 1);
 }
 
 static const struct section {

@@ -188,7 +188,7 @@ static int read_column(const struct shard_reader *r, const char *name, hid_t typ
     int rc = 0;
     hssize_t points = space < 0 ? -1 : H5Sget_simple_extent_npoints(space);
     if (points < 1 || points * 8 > r->m->file[r->file_index].bytes || (*n >= 0 && points != *n))
-        rc = h5_error(EXIT_BAD_DATA, "%s: %s is no column of the history", r->path, name);
+        rc = h5_error(EXIT_BAD_DATA, "%s: %s is no column of the table it is in", r->path, name);
     if (!rc) *v = xmalloc((size_t)points * 8);
     if (!rc && H5Dread(d, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, *v) < 0)
         rc = h5_error(EXIT_IO, "%s: %s could not be read", r->path, name);
@@ -218,5 +218,22 @@ int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t 
     if (!rc) *n = rows;
     free(step);
     for (int k = 0; k < 3; k++) free(v[k]);
+    return rc;
+}
+
+int reader_speed(const struct shard_reader *r, struct ckpt_speed **row, int64_t *n) {
+    void *step = NULL, *v = NULL;
+    *row = NULL;
+    *n = 0;
+    if (H5Lexists(r->file, "provenance/tokens_per_s", H5P_DEFAULT) <= 0) return 0;
+    int64_t rows = -1;
+    int rc = read_column(r, "provenance/step", H5T_NATIVE_INT64, &step, &rows);
+    if (!rc) rc = read_column(r, "provenance/tokens_per_s", H5T_NATIVE_DOUBLE, &v, &rows);
+    if (!rc) *row = xmalloc((size_t)rows * sizeof **row);
+    for (int64_t i = 0; *row && i < rows; i++)
+        (*row)[i] = (struct ckpt_speed){((int64_t *)step)[i], ((double *)v)[i]};
+    if (!rc) *n = rows;
+    free(step);
+    free(v);
     return rc;
 }

@@ -49,6 +49,7 @@ struct about {
     struct ckpt_text *code; /* /code: the program that wrote the files */
     int64_t n_code;
     struct ckpt_text *provenance;
+    struct ckpt_speed *speed;
     struct ckpt_row *history;
     char **text;
     int64_t n_texts;

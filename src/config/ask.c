@@ -13,6 +13,10 @@ char *config_place_text(const struct config *cfg, int k) {
     return xstrdup(s->path);
 }
 
+const char *config_sha256(const struct config *cfg) {
+    return cfg->source->sha256;
+}
+
 int config_raise(const struct config *cfg, const void *field, const char *fmt, ...) {
     int k = config_index_of(cfg, field);
     char sentence[2048], *place = config_place_text(cfg, k), *value = config_value_text(cfg, k);

@@ -58,6 +58,7 @@ struct config_entry {
 struct config_entries {
     int n, capacity;
     struct config_entry *e;
+    char sha256[65]; /* of the file */
 };
 /* Reads and checks the raw file; faults are recorded and what is readable is returned. */
 int config_scan(const char *path, struct config_entries *entries);
@@ -73,7 +74,7 @@ struct config_place {
     char *argument;  /* ORIGIN_ARGUMENT */
 };
 struct config_source {
-    char *path, *folder;
+    char *path, *folder, sha256[65];
     struct config_place *place; /* [config_n_keys] */
 };
 

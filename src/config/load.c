@@ -131,6 +131,7 @@ static int read_all(struct config *cfg, int n_overrides, char **overrides) {
     struct config_entries entries;
     int rc = config_scan(cfg->source->path, &entries);
     if (rc != 0 && rc != EXIT_USAGE) return rc;
+    memcpy(cfg->source->sha256, entries.sha256, sizeof entries.sha256);
     for (int i = 0; i < entries.n; i++) apply_entry(cfg, &entries.e[i]);
     config_entries_free(&entries);
     for (int i = 0; i < n_overrides; i++) apply_argument(cfg, overrides[i]);

@@ -222,6 +222,10 @@ int config_scan(const char *path, struct config_entries *entries) {
     *entries = (struct config_entries){0};
     TRY(file_read(path, FILE_MAX_BYTES, &text, &bytes));
     struct scan s = {.path = path, .entries = entries};
+    struct sha256 hash;
+    sha256_begin(&hash);
+    sha256_add(&hash, text, bytes);
+    sha256_end(&hash, entries->sha256);
     scan_text(&s, text, bytes);
     if (!s.faulty) compare_split(&s);
     free(s.section);

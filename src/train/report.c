@@ -78,12 +78,16 @@ void report_end(struct run *r) {
     r->metrics = NULL;
 }
 
+static double tokens_per_second(const struct step_numbers *n) {
+    return (double)n->tokens / n->seconds;
+}
+
 static int write_metrics(struct run *r, const struct step_numbers *n) {
     int done = fprintf(r->metrics,
                        "%" PRId64 ",%" PRId64 ",%.17g,%.17g,%.17g,%" PRId64 ",%.17g,%.17g,%.17g\n",
                        r->at.step, r->at.consumed_samples, n->loss, n->grad_norm, n->lr, n->targets,
                        1e3 * n->seconds, (double)r->cfg->training.global_batch_size / n->seconds,
-                       (double)n->tokens / n->seconds);
+                       tokens_per_second(n));
     fault_point("step.report.in");
     if (done < 0 || fflush(r->metrics) != 0)
         return error_raise(EXIT_IO, "%s/metrics.csv cannot be written", r->cfg->run.run_dir);
@@ -118,6 +122,7 @@ int report_step(struct run *r, const struct step_numbers *n) {
     struct totals *t = &r->totals;
     double flops = r->be->gemm_flops + r->be->attention_flops;
     r->history[r->n_history++] = (struct ckpt_row){r->at.step, n->loss, n->lr, n->grad_norm};
+    r->speed[r->n_speed++] = (struct ckpt_speed){r->at.step, tokens_per_second(n)};
     t->steps++;
     t->loss += n->loss;
     t->seconds += n->seconds;

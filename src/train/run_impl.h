@@ -54,7 +54,9 @@ struct run {
     struct ckpt_counters at;
     struct ckpt_row *history;
     int64_t n_history;
-    char tokenizer_sha256[65], *used_ini, *split_text, run_uuid[64];
+    struct ckpt_speed *speed; /* of the steps of this start */
+    int64_t n_speed;
+    char tokenizer_sha256[65], tokenizer_model_sha256[65], *used_ini, *split_text, run_uuid[64];
     char parent_uuid[37], order_key[96];
     struct ckpt_key *key; /* the job file as checkpoints store it */
     int64_t n_keys;

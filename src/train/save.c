@@ -107,7 +107,15 @@ struct ckpt_state save_state(struct run *r) {
                            .key = r->key,
                            .n_keys = r->n_keys,
                            .history = r->history,
-                           .n_history = r->n_history};
+                           .n_history = r->n_history,
+                           .speed = r->speed,
+                           .n_speed = r->n_speed};
+    s.inputs = (struct ckpt_inputs){
+        .job_file = config_sha256(c),
+        .data = s.dataset_sha256,
+        .valid_data = r->valid != NULL ? dataset_digest(r->valid) : NULL,
+        .tokenizer_model = r->tokenizer_model_sha256,
+    };
     if (r->optim != NULL) s.piece = optim_pieces(r->optim, &s.n_pieces);
     return s;
 }

@@ -161,6 +161,8 @@ static int hash_tokenizer(struct run *r) {
     train_data_settings(r->cfg, DATA_TRAIN, &s);
     TRY(tokenizer_open(s.tokenizer_type, s.tokenizer_model, &t));
     tokenizer_template_sha256(t, s.conversation_template, r->tokenizer_sha256);
+    snprintf(r->tokenizer_model_sha256, sizeof r->tokenizer_model_sha256, "%s",
+             tokenizer_sha256(t));
     tokenizer_close(t);
     return 0;
 }
@@ -184,6 +186,8 @@ static int begin_on_grid(struct run *r) {
     fault_point("resume.before");
     TRY(save_resume(r));
     fault_point("resume.after");
+    int64_t left = c->derived.train_iters - r->at.step;
+    r->speed = xcalloc((size_t)(left > 0 ? left : 0) + 1, sizeof *r->speed);
     if (c->training.check_weight_hash_across_dp_replicas_interval > 0) TRY(replica_check(r));
     TRY(setup_agree(r, report_begin(r)));
     TRY(setup_agree(r, evaluation_report(r)));
@@ -238,6 +242,7 @@ void run_end(struct run *r) {
     free(r->used_ini);
     free(r->split_text);
     free(r->history);
+    free(r->speed);
     free(r->loaded);
     free(r->save_path);
     free(r->stop_path);

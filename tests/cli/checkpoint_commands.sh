@@ -153,6 +153,8 @@ strict alike 'template of /tokenizer differs' "" b
 strict remap 'mapped to another file'
 strict code '/code has no attribute git_sha'
 strict origin '/provenance has no attribute command_line' "" p
+strict origin_step '/provenance/tokens_per_s and its step do not come together' "" p
+strict origin_scale 'the scale of /provenance/tokens_per_s is not the step beside it' "" p
 strict origin_missing 'group /provenance is missing' "" p
 strict origin_intruding 'reproducible files have no /provenance'
 strict major 'reads up to 1' 78

@@ -60,6 +60,8 @@ EDITS = {
     "author": lambda f: f.attrs.__delitem__("author"),
     "code": lambda f: f["code"].attrs.__delitem__("git_sha"),
     "origin": lambda f: f["provenance"].attrs.__delitem__("command_line"),
+    "origin_step": lambda f: f.__delitem__("provenance/step"),
+    "origin_scale": lambda f: f["provenance/tokens_per_s"].dims[0].detach_scale(f["provenance/step"]),
     "origin_missing": lambda f: f.__delitem__("provenance"),
     "origin_intruding": lambda f: f.create_group("provenance"),
     "alike": lambda f: text(f, "tokenizer", "template", "other"),

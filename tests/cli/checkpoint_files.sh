@@ -101,4 +101,48 @@ assert holes > 0
 PYTHON
 say $? "h5py: a missing shard shows as NaN in index.h5"
 [ $status = 0 ] || sed 's/^/# /' "$TEST_TMP/out"
+
+# ---- where a checkpoint comes from -----------------------------------------------------------------------
+cd "$OLDPWD" || exit 1
+train() { # STEPS KEY...
+    local steps=$1
+    shift
+    expect 0 '' "train $steps steps $*" mpirun -n 2 "$STRATA" train $tiny "run:run_dir=$TEST_TMP/run" \
+        "checkpoint:save=$TEST_TMP/run/ckpt" "data:data_cache_path=$TEST_TMP/run" data:num_workers=0 run:threads_per_rank=1 \
+        training:global_batch_size=4 training:micro_batch_size=2 vision:num_layers=2 language:num_layers=1 \
+        optimizer:lr_decay_iters=20 "training:train_iters=$steps" "$@"
+}
+speeds() { # FROM STEP CHECKPOINT
+    $python - "$1" "$2" "$3" "$TEST_TMP/run/metrics.csv" $tiny "$(sed -n 's/^tokenizer_model *= *//p' $tiny)" >"$TEST_TMP/out" 2>&1 <<'PYTHON'
+import csv, glob, hashlib, os, sys
+import h5py
+first, last, folder, metrics, job, model = sys.argv[1:]
+with h5py.File(sorted(glob.glob(folder + "/*shard-00000*.h5"))[0]) as f:
+    p = f["provenance"]
+    rows = {int(r["iteration"]): float(r["tokens_per_s"]) for r in csv.DictReader(open(metrics))}
+    speed = p["tokens_per_s"]
+    steps = list(speed.dims[0]["step"][:])
+    assert steps == list(range(int(first), int(last) + 1)), steps
+    assert [rows[s] for s in steps] == list(speed[:]), list(speed[:])
+    assert speed.attrs["units"] == b"1/s" and speed.attrs["description"]
+    def digest(path):
+        return hashlib.sha256(open(path, "rb").read()).hexdigest().encode()
+    assert p.attrs["job_file_sha256"] == digest(job)
+    assert p.attrs["tokenizer_model_sha256"] == digest(os.path.join(os.path.dirname(job), model))
+    assert p.attrs["data_sha256"] == f["training/data"].attrs["sha256"] and len(p.attrs["data_sha256"]) == 64
+    assert p.attrs["valid_data_sha256"] == b""
+PYTHON
+    say $? "h5py: speed of steps $1 to $2, digests of what was read"
+    [ $status = 0 ] || sed 's/^/# /' "$TEST_TMP/out"
+}
+train 3
+speeds 1 3 "$TEST_TMP/run/ckpt/iter_0000003"
+train 5
+speeds 4 5 "$TEST_TMP/run/ckpt/iter_0000005"
+expect 0 'verified \(strict\)' "verify --strict" "$STRATA" checkpoint verify --strict "$TEST_TMP/run/ckpt/iter_0000005"
+expect 0 '' "reshard" "$STRATA" checkpoint reshard "$TEST_TMP/run/ckpt" "$TEST_TMP/anew" --tp 1 --pp 1 --dp 1
+speeds 4 5 "$TEST_TMP/anew/iter_0000005"
+train 6 checkpoint:reproducible=true
+yes "reproducible files tell nothing of it" $python -c 'import h5py, sys; assert "provenance" not in h5py.File(sys.argv[1])' \
+    "$TEST_TMP/run/ckpt/iter_0000006/iter_0000006-shard-00000-of-00002.h5"
 exit $status

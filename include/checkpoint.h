@@ -19,6 +19,15 @@ enum ckpt_verify {
     CKPT_VERIFY_SIZE,   /* loading only: names and sizes */
 };
 
+/* What the bytes of tensors pass through on their way into a file. Without: contiguous. With: chunks,
+ * which HDF5 itself checks when they are read. */
+enum ckpt_filter {
+    CKPT_FILTER_NONE,
+    CKPT_FILTER_FLETCHER32, /* chunks of up to 1 MiB with a checksum */
+    CKPT_FILTER_DEFLATE,    /* chunks of up to 4 MiB, shuffled, compressed, with a checksum */
+    CKPT_FILTERS
+};
+
 /* <save>/run.lock, so that two jobs never write into one folder. Rank 0 holds it, with a thread that
  * sets its time anew; zeros elsewhere. */
 struct ckpt_beat;
@@ -44,7 +53,8 @@ struct ckpt_settings {
     int64_t most_recent_k;        /* -1: keep all; else >= 2 */
     int64_t save_retain_interval; /* multiples of it are never deleted; 0: none */
     enum ckpt_verify verify_save, verify_load;
-    bool hash_sha256; /* beside the CRC32C of every file */
+    enum ckpt_filter filter; /* saving only: a file says itself how it is to be read */
+    bool hash_sha256;        /* beside the CRC32C of every file */
     /* One file for the ranks of a machine, or for so many of them (0: all); false: one for each. */
     bool writers_node;
     int64_t ranks_per_writer;
@@ -132,11 +142,15 @@ struct ckpt_state {
 int ckpt_lock(const char *save, const struct grid *grid, struct ckpt_lock *lock);
 void ckpt_unlock(struct ckpt_lock *lock);
 
+/* Not collective. EXIT_UNAVAILABLE: the HDF5 library was built without what settings->filter needs. A
+ * save asks it too. */
+int ckpt_filter_check(const struct ckpt_settings *settings);
+
 /* Collective over the world. Writes <save>/iter_<step> by the commit protocol: temporary folder,
  * CRC32C before writing, every return code checked, fsync, read back, vote, manifest, rename,
  * retention. A failure removes the temporary folder, leaves older checkpoints alone and returns
  * the same code on every rank with the failing rank's sentence recorded (EXIT_IO, EXIT_CANT_CREATE,
- * EXIT_NO_PERMISSION): the caller may print it, error_clear() and go on training. Where that happens
+ * EXIT_NO_PERMISSION, EXIT_UNAVAILABLE): the caller may print it, error_clear() and go on training. Where that happens
  * in `save` and save_second is given, the same state is written there, unless the lock of `save` was
  * lost: then another run goes on from it. */
 int ckpt_save(const struct ckpt_settings *settings, const struct ckpt_state *state);

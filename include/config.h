@@ -145,8 +145,8 @@ struct config_real_list {
 #define CONFIG_HASH(C) C(HASH_NONE, "none", NULL) C(HASH_SHA256, "sha256", NULL)
 #define CONFIG_INTEGRITY_FILTER(C)                                                                 \
     C(INTEGRITY_NONE, "none", NULL)                                                                \
-    C(INTEGRITY_FLETCHER32, "fletcher32", "data sets are written contiguous")                      \
-    C(INTEGRITY_DEFLATE, "deflate", "data sets are written contiguous")
+    C(INTEGRITY_FLETCHER32, "fletcher32", NULL)                                                    \
+    C(INTEGRITY_DEFLATE, "deflate", NULL)
 #define CONFIG_WRITERS(C) C(WRITERS_RANK, "rank", NULL) C(WRITERS_NODE, "node", NULL)
 #define CONFIG_TIMING(C)                                                                           \
     C(TIMING_MAX, "max", "there are no timers yet")                                                \

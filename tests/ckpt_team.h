@@ -26,6 +26,7 @@ struct ckpt_job { /* one call of a team */
     char other[300];  /* "" or where to save what was loaded */
     int64_t step;     /* saved; expected; 0: whatever is found */
     enum ckpt_verify verify;
+    enum ckpt_filter filter; /* of what is saved */
     bool no_index;
 };
 
@@ -53,6 +54,7 @@ static struct ckpt_settings case_settings(const struct ckpt_job *job, const char
                                   .resume = CKPT_RESUME_AUTO,
                                   .most_recent_k = -1,
                                   .verify_load = job->verify,
+                                  .filter = job->filter,
                                   .index = !job->no_index,
                                   .save_derived_weights = true,
                                   .reproducible = true};

@@ -144,6 +144,7 @@ static void find_settings(const struct shard_reader *r, const struct ckpt_manife
     struct ckpt_settings *s = &a->settings;
     s->ckpt_step = s->most_recent_k = -1;
     s->save_derived_weights = true;
+    s->filter = m->filter;
     s->hash_sha256 = m->file[0].sha256[0] != 0;
     for (int64_t i = 0; i < m->n_files; i++) s->index = s->index || m->file[i].inspection;
     s->no_save_optim = true;

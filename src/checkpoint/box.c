@@ -83,6 +83,17 @@ int box_from_flat(int n, const int64_t *extent, int64_t first, int64_t count, st
     return s.found;
 }
 
+bool box_is_flat(const struct box *whole, const struct box *sub, int64_t *first) {
+    int axis = 0; /* the only one along which a part of more than one is taken */
+    *first = 0;
+    while (axis < sub->n - 1 && sub->count[axis] == 1) axis++;
+    for (int d = 0; d < sub->n; d++) {
+        *first = *first * whole->count[d] + sub->offset[d] - whole->offset[d];
+        if (d > axis && sub->count[d] != whole->count[d]) return false;
+    }
+    return true;
+}
+
 void box_text(const struct box *b, char *text, size_t size) {
     size_t used = 0;
     for (int d = 0; d < b->n && used < size; d++) {

@@ -6,8 +6,7 @@
 #include "checkpoint.h"
 
 #define CKPT_FORMAT "strata-checkpoint"
-#define CKPT_VERSION "1.0.0"
-#define CKPT_MAJOR 1
+#define CKPT_MAJOR 2 /* 1: all blocks are contiguous; 2: all blocks are chunks behind a filter */
 #define CKPT_DIMS 4
 #define CKPT_CRC_BLOCK ((int64_t)4 << 20)
 #define CKPT_SLICE ((int64_t)64 << 20) /* bytes of one HDF5 transfer */
@@ -32,6 +31,8 @@ bool box_inside(const struct box *b, const int64_t *shape);
  * many. */
 #define BOX_FLAT_MAX (2 * CKPT_DIMS - 1)
 int box_from_flat(int n, const int64_t *extent, int64_t first, int64_t count, struct box *out);
+/* The elements of `sub`, in order, are consecutive ones of `whole`, beginning with *first. */
+bool box_is_flat(const struct box *whole, const struct box *sub, int64_t *first);
 /* "[0:4, 8:16]" */
 void box_text(const struct box *b, char *text, size_t size);
 
@@ -81,13 +82,22 @@ struct ckpt_file {
     char sha256[65]; /* "" if not computed */
     bool inspection; /* index.h5: its absence is no damage */
 };
+struct ckpt_chunk { /* as stored */
+    int64_t file_offset, bytes;
+    uint32_t crc;
+};
 struct ckpt_block {
     int file;
     char *dataset;
     struct box box;
-    int64_t file_offset, bytes;
-    uint32_t *crc; /* of every CKPT_CRC_BLOCK bytes */
+    int64_t file_offset, bytes; /* offset: of the first chunk, where there are some */
+    uint32_t *crc;              /* of every CKPT_CRC_BLOCK bytes, as they are without a filter */
     int64_t n_crc;
+    /* Behind a filter only: extent of a chunk and all chunks, in the order of their elements. The
+     * elements of a chunk are consecutive ones of the block; the last chunks may have fewer. */
+    int64_t chunk_shape[CKPT_DIMS];
+    struct ckpt_chunk *chunk;
+    int64_t n_chunks;
 };
 struct ckpt_tensor {
     char *name;
@@ -102,6 +112,7 @@ struct ckpt_manifest {
     char uuid[37], run_uuid[37], parent_uuid[37], created[32];
     int64_t step, tp, pp, dp, writers;
     char *split_spec;
+    enum ckpt_filter filter; /* of all blocks */
     struct ckpt_file *file;
     int64_t n_files;
     struct ckpt_tensor *tensor; /* sorted by name once merged or read */
@@ -113,7 +124,7 @@ struct ckpt_tensor *manifest_add_tensor(struct ckpt_manifest *m, const char *nam
 struct ckpt_block *manifest_add_block(struct ckpt_tensor *t);
 int64_t ckpt_crc_blocks(int64_t bytes);
 const struct ckpt_tensor *manifest_find(const struct ckpt_manifest *m, const char *name);
-/* A block for that part, named after its tensor, all but file_offset and checksums filled in. */
+/* A block for that part, named after its tensor, all but places and checksums filled in. */
 struct ckpt_block *manifest_add_part(struct ckpt_manifest *m, const struct param *param,
                                      const struct part *p, struct ckpt_tensor **tensor);
 void manifest_sort(struct ckpt_manifest *m);
@@ -129,10 +140,32 @@ bool ckpt_name_legal(const char *file_name);                /* one path componen
 bool ckpt_tensor_name_legal(const char *name);              /* [a-z0-9_.] components */
 bool ckpt_name_listed(const char *names, const char *name); /* one of the comma-separated ones */
 
+/* ---- chunks: how a block is cut up for a filter (chunk.c) ------------------------------------------ */
+const char *ckpt_filter_name(enum ckpt_filter filter);    /* "none", ... */
+const char *ckpt_format_version(enum ckpt_filter filter); /* the oldest that can say it */
+/* Extent of the chunks of a box: whole rows of axis 0 if one fits, else the last axes are cut; all of
+ * it if that fits. */
+void chunk_choose(enum ckpt_filter filter, const struct box *b, int64_t element, int64_t *shape);
+/* Bytes of one transfer of a box: whole rows of axis 0, not more than CKPT_SLICE unless one row is, and
+ * whole chunks, because one that is written in two pieces is encoded twice and lies elsewhere. */
+int64_t box_slice_bytes(enum ckpt_filter filter, const struct box *b, int64_t element);
+/* A chunk of that extent holds consecutive elements, and no more bytes than the largest filter takes. */
+bool chunk_legal(const struct box *b, int64_t element, const int64_t *shape);
+int64_t chunk_count(const struct box *b, const int64_t *shape);
+/* Elements [*first, *end) of the block, counted in its order, are those of chunk i. */
+void chunk_elements(const struct ckpt_block *b, int64_t i, int64_t *first, int64_t *end);
+struct box chunk_box(const struct ckpt_block *b, int64_t i); /* in global coordinates */
+int64_t chunk_bytes(const struct ckpt_block *b);             /* of a full chunk before the filter */
+/* What a chunk of n bytes may take behind any filter, with its place in the index of its dataset. */
+int64_t chunk_stored_most(int64_t n);
+/* What a part takes in the file at most. */
+int64_t part_stored_most(enum ckpt_filter filter, const struct part *p);
+
 /* ---- reading back and verifying ---------------------------------------------------------------- */
 /* One sequential read of one file: its size, CRC32C (SHA-256 if recorded), and the CRC of every
- * block in it (one in `one_in` of the CRC blocks, starting at `turn`). Records a sentence for each
- * damaged tensor range. `fill`: the file's own checksums are recorded instead of compared. */
+ * block in it (one in `one_in` of the CRC blocks, starting at `turn`), or of every stored chunk.
+ * Records a sentence for each damaged tensor range. `fill`: the checksums of the file and of the
+ * chunks are recorded instead of compared. */
 struct scan {
     const char *dir;
     struct ckpt_manifest *m;
@@ -143,7 +176,7 @@ struct scan {
 int ckpt_scan_file(const struct scan *scan);
 /* Exactly the files of the manifest, and their sizes. */
 int ckpt_check_files(const char *dir, const struct ckpt_manifest *m);
-/* The CRC blocks that overlap bytes [first, first+count) of a block's data. */
+/* The CRC blocks (or stored chunks) that overlap bytes [first, first+count) of a block's data. */
 int ckpt_check_block(const char *dir, const struct ckpt_manifest *m, const struct ckpt_tensor *t,
                      const struct ckpt_block *b, int64_t first, int64_t count);
 int ckpt_read_manifest(const char *dir, struct ckpt_manifest **m); /* EXIT_NO_INPUT: none there */

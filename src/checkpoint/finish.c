@@ -30,9 +30,32 @@ struct ckpt_block *manifest_add_part(struct ckpt_manifest *m, const struct param
     b->bytes = part_bytes(p);
     b->n_crc = ckpt_crc_blocks(b->bytes);
     b->crc = xmalloc((size_t)b->n_crc * sizeof *b->crc);
+    if (m->filter != CKPT_FILTER_NONE) {
+        chunk_choose(m->filter, &b->box, (int64_t)dtype_size(p->dtype), b->chunk_shape);
+        b->n_chunks = chunk_count(&b->box, b->chunk_shape);
+        b->chunk = xcalloc((size_t)b->n_chunks, sizeof *b->chunk);
+    }
     b->dataset = t->n_blocks == 1 ? xstrdup(t->name)
                                   : xasprintf("%s.%lld", t->name, (long long)t->n_blocks - 1);
     return b;
+}
+
+/* Through HDF5: is it the dataset that was meant to be written? And where a filter stands between, do
+ * the bytes come out as they went in? */
+static int read_datasets(struct shard_reader *r, struct ckpt_manifest *m, bool sample,
+                         int64_t turn) {
+    int64_t n = turn, crc_blocks = turn;
+    int rc = 0;
+    for (int64_t i = 0; !rc && i < m->n_tensors; i++)
+        for (int64_t j = 0; !rc && j < m->tensor[i].n_blocks; j++) {
+            const struct ckpt_tensor *t = &m->tensor[i];
+            hid_t d = -1;
+            if (sample && m->filter == CKPT_FILTER_NONE && n++ % 8 != 0) continue;
+            rc = reader_dataset(r, t, &t->block[j], &d);
+            if (!rc) rc = reader_check_decoded(r, d, t, &t->block[j], sample ? 8 : 1, &crc_blocks);
+            rc = h5_close(rc, d, t->name);
+        }
+    return rc;
 }
 
 /* Step 7: from storage, byte by byte, then through HDF5. */
@@ -52,14 +75,7 @@ static int read_back(const struct ckpt_settings *set, const char *dir, struct ck
     struct shard_reader r;
     h5_begin(set);
     int rc = reader_open(&r, dir, m, 0, shard_index);
-    int64_t n = scan.turn;
-    for (int64_t i = 0; !rc && i < m->n_tensors; i++)
-        for (int64_t j = 0; !rc && j < m->tensor[i].n_blocks; j++) {
-            hid_t d = -1;
-            if (sample && n++ % 8 != 0) continue;
-            rc = reader_dataset(&r, &m->tensor[i], &m->tensor[i].block[j], &d);
-            rc = h5_close(rc, d, m->tensor[i].name);
-        }
+    if (!rc) rc = read_datasets(&r, m, sample, scan.turn);
     fault_point("save.verify.read");
     rc = reader_close(rc, &r);
     h5_end(set);

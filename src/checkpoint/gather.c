@@ -63,10 +63,15 @@ static struct handed describe(const struct save *s, const struct part *p) {
     return h;
 }
 
-static int64_t count_slices(const struct handed *h) {
+/* Both sides cut a part up alike. */
+static int64_t slice_most(const struct save *s, const struct box *b, enum dtype t) {
+    return box_slice_bytes(s->set->filter, b, (int64_t)dtype_size(t));
+}
+
+static int64_t count_slices(const struct save *s, const struct handed *h) {
     struct box slice;
-    int64_t at = 0, n = 0;
-    while (box_next_slice(&h->box, dtype_size(h->dtype), CKPT_SLICE, &at, &slice)) n++;
+    int64_t at = 0, n = 0, most = slice_most(s, &h->box, h->dtype);
+    while (box_next_slice(&h->box, dtype_size(h->dtype), most, &at, &slice)) n++;
     return n;
 }
 
@@ -75,7 +80,7 @@ static void meet_guest(struct save *s, int rank, int64_t n) {
     *g = (struct guest){.rank = rank, .n = n};
     g->part = xcalloc((size_t)n + 1, sizeof *g->part);
     comm_pass(s->world, rank, group_rank(s->world), g->part, (size_t)n * sizeof *g->part);
-    for (int64_t i = 0; i < n; i++) g->left += count_slices(&g->part[i]);
+    for (int64_t i = 0; i < n; i++) g->left += count_slices(s, &g->part[i]);
 }
 
 static void introduce(const struct save *s, int writer) {
@@ -152,8 +157,8 @@ void parts_hand_over(struct save *s, char *room, size_t room_bytes) {
     for (int64_t i = 0; i < s->part.n; i++) {
         const struct part *p = &s->part.part[i];
         struct box slice;
-        int64_t at = 0, wanted;
-        while (box_next_slice(&p->box, dtype_size(p->dtype), CKPT_SLICE, &at, &slice)) {
+        int64_t at = 0, wanted, most = slice_most(s, &p->box, p->dtype);
+        while (box_next_slice(&p->box, dtype_size(p->dtype), most, &at, &slice)) {
             size_t bytes = (size_t)slice_bytes(&slice, p->dtype);
             ask(s, writer, me, &wanted);
             if (!wanted) return;
@@ -180,7 +185,8 @@ static size_t largest_slice(const struct part_list *list) {
     return (size_t)largest;
 }
 
-/* Of all it holds: what it writes lies inside, whoever else holds the same. */
+/* Of all it holds: what it writes lies inside, whoever else holds the same. No filter makes a slice
+ * longer. */
 size_t ckpt_passing_bytes(const struct ckpt_state *state, bool moments) {
     struct part_list list = {0};
     parts_held(state, true, moments, &list);
@@ -196,8 +202,8 @@ char *guests_copy(struct save *s, char *host) {
         for (int64_t k = 0; k < g->n; k++) {
             const struct handed *h = &g->part[k];
             struct box slice;
-            int64_t at = 0;
-            while (box_next_slice(&h->box, dtype_size(h->dtype), CKPT_SLICE, &at, &slice)) {
+            int64_t at = 0, most = slice_most(s, &h->box, h->dtype);
+            while (box_next_slice(&h->box, dtype_size(h->dtype), most, &at, &slice)) {
                 int64_t bytes = slice_bytes(&slice, h->dtype);
                 take_slice(s, g, host, bytes);
                 host += bytes;
@@ -215,9 +221,9 @@ static int write_part(struct save *s, struct guest *g, struct shard *shard, cons
     struct block_writer w;
     struct box slice;
     struct ckpt_block *b = manifest_add_part(s->m, &param, &part, &t);
-    int64_t at = 0, row = b->bytes / b->box.count[0];
+    int64_t at = 0, row = b->bytes / b->box.count[0], most = slice_most(s, &h->box, h->dtype);
     int rc = shard_begin_block(shard, &param, t, b, &w);
-    while (!rc && box_next_slice(&h->box, dtype_size(h->dtype), CKPT_SLICE, &at, &slice)) {
+    while (!rc && box_next_slice(&h->box, dtype_size(h->dtype), most, &at, &slice)) {
         int64_t first = slice.offset[0] - h->box.offset[0];
         take_slice(s, g, room, slice_bytes(&slice, h->dtype));
         block_add_crc(b, first * row, room, slice.count[0] * row);

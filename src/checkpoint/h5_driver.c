@@ -135,12 +135,13 @@ static const H5FD_class_t outlet_class = {
     .fl_map = H5FD_FLMAP_DICHOTOMY,
 };
 
-hid_t h5_write_access(struct outlet *out, bool large) {
+hid_t h5_write_access(struct outlet *out, bool large, bool chunked) {
     hid_t list = h5_access(), driver = H5FDregister(&outlet_class);
     /* What describes the data lies together: else a few bytes of it behind each aligned dataset would
      * cost up to a MiB of nothing, which the checksum of the file has to be read over. */
     bool fine = list >= 0 && driver >= 0 && H5Pset_driver(list, driver, &out) >= 0 &&
-                (!large || H5Pset_meta_block_size(list, H5_ALIGNMENT) >= 0);
+                (!large || H5Pset_meta_block_size(list, H5_ALIGNMENT) >= 0) &&
+                (!chunked || H5Pset_alignment(list, 1, 1) >= 0);
     if (driver >= 0) H5FDunregister(driver); /* the list and the file hold it now */
     if (fine) return list;
     if (list >= 0) H5Pclose(list);

@@ -25,8 +25,9 @@ hid_t h5_access(void);        /* file access list: serial, V110, strict close, a
 struct outlet {
     int fd, error;
 };
-/* As h5_access; for creating, O_EXCL. large: the file will hold datasets that are aligned. */
-hid_t h5_write_access(struct outlet *out, bool large);
+/* As h5_access; for creating, O_EXCL. large: the file will hold datasets that are aligned; chunked:
+ * nothing is aligned, since that would leave holes between chunks. */
+hid_t h5_write_access(struct outlet *out, bool large, bool chunked);
 #define H5_ALIGNMENT ((int64_t)1 << 20) /* datasets of so many bytes begin at multiples of it */
 hid_t h5_create_list(hid_t class_id);   /* of file, group, dataset, type: no times, order tracked */
 
@@ -49,6 +50,7 @@ int h5_open_plain(hid_t file, const char *path, const char *name, hid_t *dataset
 struct shard {
     const char *path;
     hid_t file, group_list, bfloat16;
+    enum ckpt_filter filter;
     struct outlet out;
 };
 struct shard_identity {            /* of the checkpoint that is being written */
@@ -66,11 +68,11 @@ int shard_create(struct shard *s, const char *path, const struct shard_identity 
 int shard_group(struct shard *s, const char *path, int stack_layer, hid_t *group);
 int shard_write_common(struct shard *s, const struct shard_identity *id,
                        const struct ckpt_settings *settings, const struct ckpt_state *state);
-/* host: the packed bytes of b->box. Sets b->file_offset. */
+/* host: the packed bytes of b->box. Sets the places of b in the file. */
 int shard_write_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
                       struct ckpt_block *b, const void *host);
 /* The same in pieces, for those who never hold a whole block: rows [first, first + n_rows) of axis 0,
- * ascending and without gaps; b->crc is set before shard_end_block, which closes in any case and keeps
+ * ascending and without gaps, each but the last of box_slice_bytes; b->crc is set before shard_end_block, which closes in any case and keeps
  * rc if that is an error. */
 struct block_writer {
     hid_t dataset;
@@ -88,13 +90,14 @@ struct shard_reader {
     int file_index;
     char *path;
     hid_t file;
+    const struct ckpt_block *placed; /* its chunks were compared with the manifest; NULL: none's */
 };
 /* Opens and compares uuid, step and index with the manifest. */
 int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manifest *m, int file,
                 int64_t shard_index);
-/* The dataset of a block after all checks of its links, layout, type, extent and place. */
-int reader_dataset(const struct shard_reader *r, const struct ckpt_tensor *t,
-                   const struct ckpt_block *b, hid_t *dataset);
+/* The dataset of a block after all checks of its links, layout, filters, type, extent and place. */
+int reader_dataset(struct shard_reader *r, const struct ckpt_tensor *t, const struct ckpt_block *b,
+                   hid_t *dataset);
 /* Packed bytes of `sub` (global coordinates, inside b->box). */
 int reader_read(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
                 const struct ckpt_block *b, const struct box *sub, void *host);
@@ -107,6 +110,34 @@ int reader_counters(const struct shard_reader *r, struct ckpt_counters *at);
 int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t *n);
 /* Of /provenance, which must be there. */
 int reader_speed(const struct shard_reader *r, struct ckpt_speed **row, int64_t *n);
+
+/* ---- filters (h5_filter.c) ------------------------------------------------------------------------ */
+/* For a list that makes the dataset of b. Its chunks are allocated as they are written, each once. */
+int h5_filter_set(hid_t create, enum ckpt_filter filter, const struct ckpt_block *b);
+/* Chunks that are not kept in memory: each is stored as soon as it is written. -1: no list. */
+hid_t h5_filter_access(void);
+/* Places and stored sizes of all chunks of a dataset just written; their checksums are left for
+ * ckpt_scan_file. */
+int h5_filter_places(hid_t dataset, struct ckpt_block *b);
+/* A dataset is what the manifest says: extent of a chunk, filters, all chunks and their places. */
+int reader_check_chunks(struct shard_reader *r, hid_t dataset, hid_t create,
+                        const struct ckpt_block *b);
+/* Decoded bytes that pass by in order. Each CRC block that passes whole is compared with the checksum
+ * that it had before it was written. */
+struct passing {
+    const struct ckpt_block *block; /* NULL: none yet */
+    int64_t at;                     /* its next byte */
+    uint32_t crc;                   /* of the CRC block so far */
+    bool whole;                     /* since its first byte */
+};
+/* Packed bytes of `sub` were read. Contiguous blocks, and pieces whose elements are not consecutive,
+ * are let pass. EXIT_BAD_DATA. */
+int passing_check(struct passing *p, const struct shard_reader *r, const struct ckpt_tensor *t,
+                  const struct ckpt_block *b, const struct box *sub, const void *host);
+/* Reads the chunks of a block and compares one in `one_in` of its CRC blocks; *turn counts them over
+ * blocks, multiples of one_in are taken. Does nothing for a contiguous block. */
+int reader_check_decoded(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
+                         const struct ckpt_block *b, int64_t one_in, int64_t *turn);
 
 int index_write(const char *path, const struct ckpt_manifest *m,
                 const struct ckpt_settings *settings);

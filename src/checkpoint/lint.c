@@ -11,7 +11,7 @@
 
 struct lint {
     struct source *source;
-    const struct shard_reader *r; /* the shard being looked at */
+    struct shard_reader *r; /* the shard being looked at */
     const struct shard_reader *first;
     int64_t n_objects, n_datasets;
     int rc;
@@ -42,12 +42,14 @@ static void check_root_text(struct lint *l, const char *name, const char *expect
 
 static void check_root(struct lint *l) {
     const struct ckpt_manifest *m = l->source->m;
+    char conventions[64];
+    snprintf(conventions, sizeof conventions, CKPT_FORMAT "-%s", ckpt_format_version(m->filter));
     static const char *const present[] = {"title",   "source",  "author",
                                           "comment", "history", "format_version"};
     for (size_t i = 0; i < sizeof present / sizeof present[0]; i++)
         check_root_text(l, present[i], NULL);
     check_root_text(l, "format", CKPT_FORMAT);
-    check_root_text(l, "Conventions", CKPT_FORMAT "-" CKPT_VERSION);
+    check_root_text(l, "Conventions", conventions);
     check_root_text(l, "default", "training");
     check_root_text(l, "run_uuid", m->run_uuid);
     check_root_text(l, "parent_uuid", m->parent_uuid);

@@ -152,19 +152,23 @@ static int check_used(const struct load *l, const struct piece_read *r) {
                             (last - first + 1) * element);
 }
 
-/* Slices of whole rows of axis 0, each through one host buffer. */
+/* Slices of whole rows of axis 0, each through one host buffer. What came out of a filter is compared
+ * with what went in. */
 static int read_piece(const struct load *l, const struct shard_reader *reader, hid_t dataset,
                       const struct piece_read *r) {
     int64_t rows = r->box.count[0], row = box_volume(&r->box) / rows;
     row *= (int64_t)dtype_size(r->tensor->dtype);
     int64_t step = CKPT_SLICE / row > 0 ? CKPT_SLICE / row : 1;
     char *host = xmalloc((size_t)(row * (step < rows ? step : rows)));
+    bool check = l->set->verify_load != CKPT_VERIFY_SIZE;
+    struct passing passing = {0};
     int rc = 0;
     for (int64_t at = 0; !rc && at < rows; at += step) {
         struct box slice = r->box;
         slice.offset[0] += at;
         slice.count[0] = rows - at < step ? rows - at : step;
         rc = reader_read(reader, dataset, r->tensor, r->block, &slice, host);
+        if (!rc && check) rc = passing_check(&passing, reader, r->tensor, r->block, &slice, host);
         if (!rc) part_upload(r->part, &slice, l->st->be, host);
     }
     l->st->be->ops->synchronize(l->st->be);

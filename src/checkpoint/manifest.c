@@ -9,6 +9,7 @@ static void free_tensor(struct ckpt_tensor *t) {
     for (int64_t i = 0; i < t->n_blocks; i++) {
         free(t->block[i].dataset);
         free(t->block[i].crc);
+        free(t->block[i].chunk);
     }
     free(t->block);
     free(t->name);
@@ -136,16 +137,30 @@ static struct json *file_json(const struct ckpt_file *f) {
     return o;
 }
 
+static void set_chunks(struct json *o, const struct ckpt_block *b) {
+    struct json *offset = json_new_array(), *bytes = json_new_array(), *crc = json_new_array();
+    json_set(o, "chunk", list_json(b->chunk_shape, b->box.n));
+    for (int64_t i = 0; i < b->n_chunks; i++) {
+        json_append(offset, json_new_integer(b->chunk[i].file_offset));
+        json_append(bytes, json_new_integer(b->chunk[i].bytes));
+        json_append(crc, crc_json(b->chunk[i].crc));
+    }
+    json_set(o, "chunk_offset", offset);
+    json_set(o, "chunk_bytes", bytes);
+    json_set(o, "chunk_crc32c", crc);
+}
+
 static struct json *block_json(const struct ckpt_manifest *m, const struct ckpt_block *b) {
     struct json *o = json_new_object(), *crc = json_new_array();
     json_set(o, "file", json_new_string(m->file[b->file].name));
     json_set(o, "dataset", json_new_string(b->dataset));
     json_set(o, "offset", list_json(b->box.offset, b->box.n));
     json_set(o, "count", list_json(b->box.count, b->box.n));
-    json_set(o, "file_offset", json_new_integer(b->file_offset));
+    if (b->n_chunks == 0) json_set(o, "file_offset", json_new_integer(b->file_offset));
     json_set(o, "bytes", json_new_integer(b->bytes));
     for (int64_t i = 0; i < b->n_crc; i++) json_append(crc, crc_json(b->crc[i]));
     json_set(o, "crc32c", crc);
+    if (b->n_chunks > 0) set_chunks(o, b);
     return o;
 }
 
@@ -173,7 +188,7 @@ static struct json *layout_json(const struct ckpt_manifest *m) {
 char *manifest_text(const struct ckpt_manifest *m, size_t *bytes) {
     struct json *o = json_new_object(), *files = json_new_array(), *tensors = json_new_array();
     json_set(o, "format", json_new_string(CKPT_FORMAT));
-    json_set(o, "format_version", json_new_string(CKPT_VERSION));
+    json_set(o, "format_version", json_new_string(ckpt_format_version(m->filter)));
     json_set(o, "crc32c", json_new_string("00000000"));
     json_set(o, "checkpoint_uuid", json_new_string(m->uuid));
     json_set(o, "run_uuid", json_new_string(m->run_uuid));
@@ -182,6 +197,8 @@ char *manifest_text(const struct ckpt_manifest *m, size_t *bytes) {
     json_set(o, "created", json_new_string(m->created));
     json_set(o, "layout", layout_json(m));
     json_set(o, "crc_block_bytes", json_new_integer(CKPT_CRC_BLOCK));
+    if (m->filter != CKPT_FILTER_NONE)
+        json_set(o, "integrity_filter", json_new_string(ckpt_filter_name(m->filter)));
     for (int64_t i = 0; i < m->n_files; i++) json_append(files, file_json(&m->file[i]));
     json_set(o, "files", files);
     for (int64_t i = 0; i < m->n_tensors; i++) json_append(tensors, tensor_json(m, &m->tensor[i]));

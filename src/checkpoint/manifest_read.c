@@ -167,10 +167,63 @@ static int read_block_crc(const struct reader *r, const struct json *o, struct c
     return 0;
 }
 
+static int read_chunk(const struct reader *r, const struct ckpt_block *b, const struct json *offset,
+                      const struct json *bytes, const struct json *crc, struct ckpt_chunk *c) {
+    int64_t room = r->m->file[b->file].bytes;
+    if (json_kind(offset) != JSON_INTEGER || json_kind(bytes) != JSON_INTEGER ||
+        parse_hex(json_string(crc, NULL), &c->crc))
+        return bad(r, "dataset %s: a chunk is not two whole numbers and eight hexadecimal digits",
+                   b->dataset);
+    c->file_offset = json_integer(offset);
+    c->bytes = json_integer(bytes);
+    if (c->bytes >= 1 && c->bytes <= chunk_stored_most(chunk_bytes(b)) && c->file_offset >= 0 &&
+        c->bytes <= room && c->file_offset <= room - c->bytes)
+        return 0;
+    return bad(r, "dataset %s: the place or size of a chunk does not fit into %s", b->dataset,
+               r->m->file[b->file].name);
+}
+
+/* The stored chunks in place of one place in the file. */
+static int read_chunks(const struct reader *r, const struct json *o, const struct ckpt_tensor *t,
+                       struct ckpt_block *b) {
+    const struct json *offset, *bytes, *crc;
+    int n = 0;
+    TRY(read_list(r, o, "chunk", 1, b->chunk_shape, &n));
+    if (n != b->box.n || !chunk_legal(&b->box, (int64_t)dtype_size(t->dtype), b->chunk_shape))
+        return bad(r, "dataset %s: its chunks have no legal extent", b->dataset);
+    TRY(member(r, o, "chunk_offset", JSON_ARRAY, &offset));
+    TRY(member(r, o, "chunk_bytes", JSON_ARRAY, &bytes));
+    TRY(member(r, o, "chunk_crc32c", JSON_ARRAY, &crc));
+    int64_t need = chunk_count(&b->box, b->chunk_shape);
+    if ((int64_t)json_size(offset) != need || (int64_t)json_size(bytes) != need ||
+        (int64_t)json_size(crc) != need)
+        return bad(r, "dataset %s has %zu, %zu and %zu values for its %" PRId64 " chunks",
+                   b->dataset, json_size(offset), json_size(bytes), json_size(crc), need);
+    b->chunk = xcalloc((size_t)need, sizeof *b->chunk);
+    b->n_chunks = need;
+    for (size_t i = 0; i < (size_t)need; i++)
+        TRY(read_chunk(r, b, json_at(offset, i), json_at(bytes, i), json_at(crc, i), &b->chunk[i]));
+    b->file_offset = b->chunk[0].file_offset;
+    return 0;
+}
+
+/* Bytes as they are without a filter; with one they are not those in the file. */
+static int read_block_size(const struct reader *r, const struct json *o,
+                           const struct ckpt_tensor *t, struct ckpt_block *b) {
+    int64_t bytes = 0, room = r->m->file[b->file].bytes;
+    bool plain = r->m->filter == CKPT_FILTER_NONE;
+    if (plain) TRY(read_integer(r, o, "file_offset", 0, &b->file_offset));
+    TRY(read_integer(r, o, "bytes", 1, &b->bytes));
+    if (!checked_bytes(b->box.count, b->box.n, (int64_t)dtype_size(t->dtype), &bytes) ||
+        b->bytes != bytes || (plain && (b->bytes > room || b->file_offset > room - b->bytes)))
+        return bad(r, "dataset %s: its place or size does not fit into %s", b->dataset,
+                   r->m->file[b->file].name);
+    return plain ? 0 : read_chunks(r, o, t, b);
+}
+
 static int read_block(const struct reader *r, const struct json *o, struct ckpt_tensor *t) {
     const char *file, *dataset;
     int n = 0;
-    int64_t bytes = 0;
     struct ckpt_block *b = manifest_add_block(t);
     TRY(read_text(r, o, "file", CKPT_NAME_MAX, &file));
     b->file = find_file(r, file);
@@ -184,12 +237,7 @@ static int read_block(const struct reader *r, const struct json *o, struct ckpt_
     TRY(read_list(r, o, "count", 1, b->box.count, &b->box.n));
     if (n != t->n_dims || b->box.n != t->n_dims || !box_inside(&b->box, t->shape))
         return bad(r, "tensor %s has a block outside its shape", t->name);
-    TRY(read_integer(r, o, "file_offset", 0, &b->file_offset));
-    TRY(read_integer(r, o, "bytes", 1, &b->bytes));
-    int64_t room = r->m->file[b->file].bytes;
-    if (!checked_bytes(b->box.count, n, (int64_t)dtype_size(t->dtype), &bytes) ||
-        b->bytes != bytes || b->bytes > room || b->file_offset > room - b->bytes)
-        return bad(r, "dataset %s: its place or size does not fit into %s", dataset, file);
+    TRY(read_block_size(r, o, t, b));
     return read_block_crc(r, o, b);
 }
 
@@ -230,17 +278,17 @@ static int read_layout(const struct reader *r, const struct json *root) {
     return read_integer(r, o, "writers", 1, &r->m->writers);
 }
 
-static int check_version(const struct reader *r, const struct json *root) {
+static int check_version(const struct reader *r, const struct json *root, long *major) {
     const char *format, *version;
     TRY(read_text(r, root, "format", 64, &format));
     if (strcmp(format, CKPT_FORMAT) != 0)
         return bad(r, "this is not a checkpoint of strata (format \"%.64s\")", format);
     TRY(read_text(r, root, "format_version", 16, &version));
     char *end;
-    long major = strtol(version, &end, 10);
-    if (end == version || *end != '.' || major < 1)
+    *major = strtol(version, &end, 10);
+    if (end == version || *end != '.' || *major < 1)
         return bad(r, "format_version \"%.16s\" is no version", version);
-    if (major > CKPT_MAJOR)
+    if (*major > CKPT_MAJOR)
         return error_raise(EXIT_RESUME,
                            "%s: written in checkpoint format %s; this program (strata %s) reads up "
                            "to %d.x: use a newer strata",
@@ -248,10 +296,28 @@ static int check_version(const struct reader *r, const struct json *root) {
     return 0;
 }
 
+/* A filter and its major come together: a program that only knows the first must not read on. */
+static int read_filter(const struct reader *r, const struct json *root, long major) {
+    const char *name;
+    if (!json_get(root, "integrity_filter")) {
+        if (major == 1) return 0;
+        return bad(r, "format %ld without a member \"integrity_filter\"", major);
+    }
+    TRY(read_text(r, root, "integrity_filter", 16, &name));
+    for (int i = CKPT_FILTER_NONE + 1; i < CKPT_FILTERS; i++)
+        if (strcmp(name, ckpt_filter_name((enum ckpt_filter)i)) == 0)
+            r->m->filter = (enum ckpt_filter)i;
+    if (r->m->filter == CKPT_FILTER_NONE || major != CKPT_MAJOR)
+        return bad(r, "\"integrity_filter\" is none that format %ld has", major);
+    return 0;
+}
+
 static int read_root(const struct reader *r, const struct json *root) {
     const struct json *files, *tensors;
     int64_t crc_block;
-    TRY(check_version(r, root));
+    long major = 0;
+    TRY(check_version(r, root, &major));
+    TRY(read_filter(r, root, major));
     TRY(copy_text(r, root, "checkpoint_uuid", r->m->uuid, sizeof r->m->uuid));
     TRY(copy_text(r, root, "run_uuid", r->m->run_uuid, sizeof r->m->run_uuid));
     TRY(copy_text(r, root, "parent_uuid", r->m->parent_uuid, sizeof r->m->parent_uuid));
@@ -260,7 +326,7 @@ static int read_root(const struct reader *r, const struct json *root) {
     TRY(read_layout(r, root));
     TRY(read_integer(r, root, "crc_block_bytes", 1, &crc_block));
     if (crc_block != CKPT_CRC_BLOCK)
-        return bad(r, "crc_block_bytes is %" PRId64 ", format 1 has %" PRId64, crc_block,
+        return bad(r, "crc_block_bytes is %" PRId64 ", this program has %" PRId64, crc_block,
                    CKPT_CRC_BLOCK);
     TRY(member(r, root, "files", JSON_ARRAY, &files));
     for (size_t i = 0; i < json_size(files); i++) TRY(read_file(r, json_at(files, i)));

@@ -45,10 +45,11 @@ static int copy_part(struct reshard *r, struct shard *shard, struct ckpt_manifes
     struct box slice;
     struct ckpt_block *b = manifest_add_part(share, param, p, &t);
     int64_t at = 0, row = b->bytes / b->box.count[0];
+    int64_t most = box_slice_bytes(share->filter, &b->box, (int64_t)dtype_size(t->dtype));
     TRY(find_tensor(r, param, t, &from));
     if (row > CKPT_SLICE) r->slice = xrealloc(r->slice, (size_t)row);
     int rc = shard_begin_block(shard, param, t, b, &w);
-    while (!rc && box_next_slice(&b->box, dtype_size(t->dtype), CKPT_SLICE, &at, &slice)) {
+    while (!rc && box_next_slice(&b->box, dtype_size(t->dtype), most, &at, &slice)) {
         int64_t first = slice.offset[0] - b->box.offset[0];
         rc = source_read(&r->from, from, &slice, r->slice);
         if (rc) break;
@@ -97,6 +98,7 @@ static struct ckpt_manifest *new_share(const struct reshard *r) {
     m->dp = r->target->dp;
     m->writers = m->tp * m->pp * m->dp;
     m->split_spec = xstrdup(r->target->split_spec);
+    m->filter = r->set.filter;
     if (!r->m) return m;
     memcpy(m->uuid, r->m->uuid, sizeof m->uuid);
     memcpy(m->run_uuid, r->m->run_uuid, sizeof m->run_uuid);
@@ -177,6 +179,7 @@ static int make_folder(struct reshard *r) {
                            r->set.save, (long long)r->m->step);
     for (int64_t i = 0; i < r->from.m->n_tensors; i++)
         bytes += tensor_total_bytes(&r->from.m->tensor[i]);
+    if (r->set.filter != CKPT_FILTER_NONE) bytes += bytes / 3; /* the most that chunks fill up */
     bytes += r->m->writers * ((1 << 20) + 65536);
     TRY(folder_free_space(r->set.save, bytes, r->m->writers + 8, NULL));
     ckpt_make_names(r->m, &r->about.state, r->set.reproducible, &names);

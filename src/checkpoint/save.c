@@ -69,6 +69,19 @@ static struct plan_layout layout_of(const struct grid *grid) {
                                 .dp_rank = group_rank(dp)};
 }
 
+/* Of this rank's parts in a file, at most: with alignment or the ends of chunks, what describes the run,
+ * and each tensor. */
+static int64_t bytes_of_shard(const struct save *s) {
+    int64_t bytes = (1 << 20) + 65536 + 4096 * s->part.n;
+    for (int64_t i = 0; i < s->part.n; i++) {
+        bool aligned =
+            s->set->filter == CKPT_FILTER_NONE && part_bytes(&s->part.part[i]) >= H5_ALIGNMENT;
+        bytes += part_stored_most(s->set->filter, &s->part.part[i]);
+        bytes += aligned ? H5_ALIGNMENT : 0;
+    }
+    return bytes;
+}
+
 static int64_t bytes_of_parts(const struct part_list *list) {
     int64_t bytes = 0;
     for (int64_t i = 0; i < list->n; i++) bytes += part_bytes(&list->part[i]);
@@ -93,12 +106,11 @@ size_t ckpt_snapshot_bytes(const struct ckpt_state *state, bool moments) {
     return bytes;
 }
 
-/* Of all files, and of this rank's: the parts, alignment, what describes the run, and each tensor.
- * Collective over the world. */
+/* Of all files, and of this rank's, at most. Collective over the world. */
 static int64_t sum_bytes(const struct save *s, int64_t *mine) {
     int n = group_size(s->world);
     int64_t sum = 0, *all = xcalloc((size_t)n, sizeof *all);
-    int64_t bytes = bytes_of_parts(&s->part) + (1 << 20) + 65536 + 4096 * s->part.n;
+    int64_t bytes = bytes_of_shard(s);
     comm_gather(s->world, &bytes, sizeof bytes, all);
     *mine = 0;
     for (int r = 0; r < n; r++) {
@@ -125,6 +137,7 @@ static int prepare(struct save *s) {
     guests_begin(s);
     for (int r = 0; r < group_size(s->world); r++) s->m->writers += s->writer[r] == r;
     s->m->split_spec = xstrdup(st->split_spec ? st->split_spec : "");
+    s->m->filter = s->set->filter;
     int64_t shard_bytes, bytes = sum_bytes(s, &shard_bytes);
     struct ckpt_names names;
     ckpt_make_names(s->m, st, s->set->reproducible, &names);
@@ -137,6 +150,7 @@ static int prepare(struct save *s) {
                                     .writer = s->writer,
                                     .largest = part_list_largest(&s->part)};
     if (guests_largest(s) > s->id.largest) s->id.largest = guests_largest(s);
+    TRY(ckpt_filter_check(s->set));
     TRY(check_file_limit(s, shard_bytes));
     return group_rank(s->world) == 0 ? make_folder(s, bytes, s->tmp) : 0;
 }

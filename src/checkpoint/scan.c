@@ -65,12 +65,13 @@ static int read_at(int fd, char *to, size_t n, int64_t at, const char *dir, cons
     return 0;
 }
 
-/* A CRC block as a range of the file. */
+/* A CRC block, or a stored chunk, as a range of the file. */
 struct range {
     int64_t first, end;
     const struct ckpt_tensor *tensor;
     const struct ckpt_block *block;
     int64_t index;
+    struct ckpt_chunk *chunk; /* NULL: a CRC block */
     uint32_t crc;
 };
 
@@ -85,6 +86,21 @@ static struct range crc_range(const struct ckpt_tensor *t, const struct ckpt_blo
     return (struct range){.first = first, .end = end, .tensor = t, .block = b, .index = k};
 }
 
+static struct range chunk_range(const struct ckpt_tensor *t, const struct ckpt_block *b,
+                                int64_t i) {
+    struct ckpt_chunk *c = &b->chunk[i];
+    return (struct range){.first = c->file_offset,
+                          .end = c->file_offset + c->bytes,
+                          .tensor = t,
+                          .block = b,
+                          .index = i,
+                          .chunk = c};
+}
+
+static uint32_t expected_crc(const struct range *r) {
+    return r->chunk ? r->chunk->crc : r->block->crc[r->index];
+}
+
 static int64_t collect_ranges(const struct scan *s, struct range **out) {
     int64_t n = 0, capacity = 0, number = 0;
     struct range *range = NULL;
@@ -92,13 +108,16 @@ static int64_t collect_ranges(const struct scan *s, struct range **out) {
         for (int64_t j = 0; j < s->m->tensor[i].n_blocks; j++) {
             const struct ckpt_block *b = &s->m->tensor[i].block[j];
             if (b->file != s->file) continue;
-            for (int64_t k = 0; k < b->n_crc; k++) {
-                if (number++ % s->one_in != s->turn % s->one_in) continue;
+            int64_t ranges = b->n_chunks > 0 ? b->n_chunks : b->n_crc;
+            for (int64_t k = 0; k < ranges; k++) {
+                bool its_turn = number++ % s->one_in == s->turn % s->one_in;
+                if (!its_turn && !(b->chunk && s->fill)) continue;
                 if (n == capacity) {
                     capacity = capacity ? 2 * capacity : 256;
                     range = xrealloc(range, (size_t)capacity * sizeof *range);
                 }
-                range[n++] = crc_range(&s->m->tensor[i], b, k);
+                range[n++] = b->chunk ? chunk_range(&s->m->tensor[i], b, k)
+                                      : crc_range(&s->m->tensor[i], b, k);
             }
         }
     if (n > 0) qsort(range, (size_t)n, sizeof *range, by_place);
@@ -111,13 +130,14 @@ static int damaged(const char *dir, const struct ckpt_manifest *m, const struct 
     int64_t element = (int64_t)dtype_size(r->tensor->dtype);
     int64_t first = (r->first - r->block->file_offset) / element;
     int64_t end = (r->end - r->block->file_offset) / element;
+    if (r->chunk) chunk_elements(r->block, r->index, &first, &end);
     box_text(&r->block->box, box, sizeof box);
     return error_raise(EXIT_BAD_DATA,
                        "%s/%s: tensor %s is damaged: elements %lld to %lld of dataset %s (box %s), "
                        "bytes %lld to %lld of the file: CRC32C %08x, expected %08x",
                        dir, m->file[r->block->file].name, r->tensor->name, (long long)first,
                        (long long)end - 1, r->block->dataset, box, (long long)r->first,
-                       (long long)r->end - 1, r->crc, r->block->crc[r->index]);
+                       (long long)r->end - 1, r->crc, expected_crc(r));
 }
 
 /* The ranges of a file, ascending and apart, and the checksum of the file as far as it was read. */
@@ -158,9 +178,13 @@ static void feed(struct tally *t, const char *bytes, int64_t at, int64_t n) {
 static int compare_file(const struct scan *s, const struct tally *t, const char *sha) {
     struct ckpt_file *f = &s->m->file[s->file];
     int rc = 0;
-    for (int64_t i = 0; i < t->n; i++)
-        if (t->range[i].crc != t->range[i].block->crc[t->range[i].index])
-            rc = damaged(s->dir, s->m, &t->range[i]);
+    for (int64_t i = 0; i < t->n; i++) {
+        const struct range *r = &t->range[i];
+        if (r->chunk && s->fill)
+            r->chunk->crc = r->crc;
+        else if (r->crc != expected_crc(r))
+            rc = damaged(s->dir, s->m, r);
+    }
     if (s->fill) {
         f->crc = t->file;
         if (s->sha256) memcpy(f->sha256, sha, sizeof f->sha256);
@@ -216,18 +240,28 @@ int ckpt_scan_file(const struct scan *s) {
     return rc;
 }
 
+static int check_range(const char *dir, const struct ckpt_manifest *m, int fd, struct range r,
+                       char *bytes) {
+    TRY(read_at(fd, bytes, (size_t)(r.end - r.first), r.first, dir, m->file[r.block->file].name));
+    r.crc = crc32c(0, bytes, (size_t)(r.end - r.first));
+    return r.crc == expected_crc(&r) ? 0 : damaged(dir, m, &r);
+}
+
 int ckpt_check_block(const char *dir, const struct ckpt_manifest *m, const struct ckpt_tensor *t,
                      const struct ckpt_block *b, int64_t first, int64_t count) {
-    const char *name = m->file[b->file].name;
+    int64_t piece = b->chunk ? chunk_bytes(b) : CKPT_CRC_BLOCK, from, to;
+    int64_t element = (int64_t)dtype_size(t->dtype);
     int fd, rc = 0;
-    TRY(open_file(dir, name, &fd));
-    char *bytes = xmalloc((size_t)(b->bytes < CKPT_CRC_BLOCK ? b->bytes : CKPT_CRC_BLOCK));
-    for (int64_t k = first / CKPT_CRC_BLOCK; !rc && k * CKPT_CRC_BLOCK < first + count; k++) {
-        struct range r = crc_range(t, b, k);
-        rc = read_at(fd, bytes, (size_t)(r.end - r.first), r.first, dir, name);
-        if (rc) break;
-        r.crc = crc32c(0, bytes, (size_t)(r.end - r.first));
-        if (r.crc != b->crc[k]) rc = damaged(dir, m, &r);
+    TRY(open_file(dir, m->file[b->file].name, &fd));
+    char *bytes = xmalloc((size_t)chunk_stored_most(piece < b->bytes ? piece : b->bytes));
+    for (int64_t k = first / CKPT_CRC_BLOCK; !rc && k < b->n_crc && b->chunk == NULL; k++) {
+        if (k * CKPT_CRC_BLOCK >= first + count) break;
+        rc = check_range(dir, m, fd, crc_range(t, b, k), bytes);
+    }
+    for (int64_t i = 0; !rc && i < b->n_chunks; i++) {
+        chunk_elements(b, i, &from, &to);
+        if (to * element > first && from * element < first + count)
+            rc = check_range(dir, m, fd, chunk_range(t, b, i), bytes);
     }
     free(bytes);
     close(fd);

@@ -10,13 +10,14 @@
 static int write_root(struct shard *s, const struct shard_identity *id,
                       const struct ckpt_settings *settings) {
     const struct ckpt_manifest *m = id->m;
-    char history[256] = "";
+    char history[256] = "", conventions[64];
+    snprintf(conventions, sizeof conventions, CKPT_FORMAT "-%s", ckpt_format_version(s->filter));
     if (!settings->reproducible)
         snprintf(history, sizeof history, "%s %s step %lld", m->created,
                  id->tool ? id->tool : "strata train: saved", (long long)m->step);
     TRY(h5_put_text(s->file, "format", CKPT_FORMAT));
-    TRY(h5_put_text(s->file, "format_version", CKPT_VERSION));
-    TRY(h5_put_text(s->file, "Conventions", CKPT_FORMAT "-" CKPT_VERSION));
+    TRY(h5_put_text(s->file, "format_version", ckpt_format_version(s->filter)));
+    TRY(h5_put_text(s->file, "Conventions", conventions));
     TRY(h5_put_text(s->file, "title", "training state of strata, one writer's share"));
     TRY(h5_put_text(s->file, "source", "strata " STRATA_VERSION));
     TRY(h5_put_text(s->file, "author", "strata"));
@@ -55,8 +56,9 @@ static int check_outlet(const struct shard *s) {
 int shard_create(struct shard *s, const char *path, const struct shard_identity *id,
                  const struct ckpt_settings *settings) {
     *s = (struct shard){.path = path, .file = -1, .group_list = -1, .bfloat16 = -1};
+    s->filter = id->m->filter;
     s->out.fd = -1;
-    hid_t access = h5_write_access(&s->out, id->largest >= H5_ALIGNMENT),
+    hid_t access = h5_write_access(&s->out, id->largest >= H5_ALIGNMENT, s->filter != 0),
           create = h5_create_list(H5P_FILE_CREATE);
     int rc = 0;
     s->group_list = h5_create_list(H5P_GROUP_CREATE);
@@ -164,12 +166,18 @@ static int make_dataset(struct shard *s, hid_t group, const char *name, const st
     for (int i = 0; i < b->box.n; i++) extent[i] = (hsize_t)b->box.count[i];
     hid_t type = t->dtype == DTYPE_BF16 ? s->bfloat16 : h5_dtype(t->dtype);
     hid_t space = H5Screate_simple(b->box.n, extent, NULL);
-    hid_t list = h5_create_list(H5P_DATASET_CREATE);
+    hid_t list = h5_create_list(H5P_DATASET_CREATE), access = H5P_DEFAULT;
     int rc = 0;
-    if (type >= 0 && space >= 0 && list >= 0)
-        *d = H5Dcreate2(group, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
-    if (*d < 0) rc = h5_error(EXIT_IO, "%s: dataset %s could not be made", s->path, b->dataset);
+    if (list >= 0 && b->n_chunks > 0) {
+        rc = h5_filter_set(list, s->filter, b);
+        access = h5_filter_access();
+    }
+    if (!rc && type >= 0 && space >= 0 && list >= 0 && access >= 0)
+        *d = H5Dcreate2(group, name, type, space, H5P_DEFAULT, list, access);
+    if (!rc && *d < 0)
+        rc = h5_error(EXIT_IO, "%s: dataset %s could not be made", s->path, b->dataset);
     if (!rc) rc = describe_block(*d, p, t, b);
+    if (access != H5P_DEFAULT) rc = h5_close(rc, access, "list");
     rc = h5_close(rc, list, "list");
     rc = h5_close(rc, space, "space");
     return t->dtype == DTYPE_BF16 ? rc : h5_close(rc, type, "type");
@@ -216,7 +224,8 @@ int shard_end_block(int rc, struct shard *s, struct block_writer *w, struct ckpt
     }
     if (!rc) rc = set_crc(w->dataset, crc);
     if (!rc) rc = check_outlet(s);
-    if (!rc) {
+    if (!rc && b->n_chunks > 0) rc = h5_filter_places(w->dataset, b);
+    if (!rc && b->n_chunks == 0) {
         haddr_t at = H5Dget_offset(w->dataset);
         b->file_offset = (int64_t)at;
         if (at == HADDR_UNDEF) rc = h5_error(EXIT_IO, "%s has no place in the file", b->dataset);
@@ -225,12 +234,11 @@ int shard_end_block(int rc, struct shard *s, struct block_writer *w, struct ckpt
     return h5_close(rc, w->dataset, b->dataset);
 }
 
-/* Whole rows of axis 0 at a time, so that no transfer is longer than a slice. */
 int shard_write_block(struct shard *s, const struct param *p, const struct ckpt_tensor *t,
                       struct ckpt_block *b, const void *host) {
     struct block_writer w;
-    int64_t row = b->bytes / b->box.count[0], step = CKPT_SLICE / row, n = b->box.count[0];
-    if (step < 1) step = 1;
+    int64_t row = b->bytes / b->box.count[0], n = b->box.count[0];
+    int64_t step = box_slice_bytes(s->filter, &b->box, (int64_t)dtype_size(t->dtype)) / row;
     int rc = shard_begin_block(s, p, t, b, &w);
     for (int64_t first = 0; !rc && first < n; first += step)
         rc = shard_write_rows(&w, b, first, n - first < step ? n - first : step,

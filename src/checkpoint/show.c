@@ -56,8 +56,13 @@ static void print_blocks(const struct source *s, const struct ckpt_tensor *t, FI
         const struct ckpt_block *b = &t->block[i];
         char box[160];
         box_text(&b->box, box, sizeof box);
-        fprintf(to, "    %s of %s: %s, %lld bytes at %lld\n", b->dataset, s->m->file[b->file].name,
+        fprintf(to, "    %s of %s: %s, %lld bytes at %lld", b->dataset, s->m->file[b->file].name,
                 box, (long long)b->bytes, (long long)b->file_offset);
+        int64_t stored = 0;
+        for (int64_t k = 0; k < b->n_chunks; k++) stored += b->chunk[k].bytes;
+        if (b->n_chunks > 0)
+            fprintf(to, ", %lld chunks of %lld bytes", (long long)b->n_chunks, (long long)stored);
+        fputc('\n', to);
     }
 }
 
@@ -133,7 +138,9 @@ static void print_header(const struct source *s, const struct about *a, FILE *to
     const struct ckpt_state *st = &a->state;
     char text[256];
     line(to, "checkpoint", s->dir);
-    line(to, "format", CKPT_FORMAT " " CKPT_VERSION);
+    snprintf(text, sizeof text, CKPT_FORMAT " %s", ckpt_format_version(m->filter));
+    line(to, "format", text);
+    if (m->filter != CKPT_FILTER_NONE) line(to, "integrity_filter", ckpt_filter_name(m->filter));
     line(to, "uuid", m->uuid);
     line(to, "run_uuid", m->run_uuid);
     line(to, "parent_uuid", m->parent_uuid);

@@ -54,6 +54,16 @@ int source_shard(struct source *s, int file, struct shard_reader **reader) {
     return rc;
 }
 
+/* Bytes of `both`, read into an array that holds `box`. */
+static int check_read(struct source *s, const struct shard_reader *reader,
+                      const struct ckpt_tensor *t, const struct ckpt_block *b,
+                      const struct box *both, const struct box *box, const char *host) {
+    int64_t first;
+    if (!box_is_flat(box, both, &first)) return 0;
+    host += first * (int64_t)dtype_size(t->dtype);
+    return passing_check(&s->passing, reader, t, b, both, host);
+}
+
 int source_read(struct source *s, const struct ckpt_tensor *t, const struct box *box, void *host) {
     int rc = 0;
     for (int64_t j = 0; !rc && j < t->n_blocks; j++) {
@@ -66,6 +76,7 @@ int source_read(struct source *s, const struct ckpt_tensor *t, const struct box 
         h5_begin(s->set);
         rc = reader_dataset(reader, t, b, &d);
         if (!rc) rc = reader_read_into(reader, d, t, b, &both, box, host);
+        if (!rc) rc = check_read(s, reader, t, b, &both, box, host);
         rc = h5_close(rc, d, b->dataset);
         h5_end(s->set);
     }

@@ -14,6 +14,7 @@ struct source {
     const struct ckpt_settings *set; /* whose lock is held around HDF5; NULL: none is needed */
     struct shard_reader *reader;     /* [n_files]; path NULL: not open */
     bool *scanned;                   /* [n_files]: its checksums were compared */
+    struct passing passing;          /* of the block that is being read */
     int n_open, next_out;
 };
 /* Manifest, list of files, coverage. A shard's checksums are compared before HDF5 sees it. */

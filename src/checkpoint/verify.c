@@ -24,7 +24,8 @@ static int as_damage(int rc) {
     return rc == EXIT_NO_INPUT ? EXIT_BAD_DATA : rc;
 }
 
-/* Through HDF5: shards of this very checkpoint, datasets of the right type, extent and place. */
+/* Through HDF5: shards of this very checkpoint, datasets of the right type, extent and place; where a
+ * filter stands between, what comes out of it. */
 static int open_everything(const char *dir) {
     struct source s = {0};
     struct shard_reader *r;
@@ -40,6 +41,7 @@ static int open_everything(const char *dir) {
             TRY(source_shard(&s, b->file, &r));
             h5_begin(NULL);
             rc = reader_dataset(r, &s.m->tensor[i], b, &d);
+            if (!rc) rc = reader_check_decoded(r, d, &s.m->tensor[i], b, 1, &(int64_t){0});
             rc = h5_close(rc, d, b->dataset);
             h5_end(NULL);
         }

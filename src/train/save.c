@@ -63,6 +63,9 @@ void save_setup(struct run *r) {
                                                                        : CKPT_VERIFY_ALL,
         .writers_node = c->checkpoint.writers == WRITERS_NODE,
         .ranks_per_writer = c->checkpoint.ranks_per_writer > 0 ? c->checkpoint.ranks_per_writer : 0,
+        .filter = c->checkpoint.integrity_filter == INTEGRITY_FLETCHER32 ? CKPT_FILTER_FLETCHER32
+                  : c->checkpoint.integrity_filter == INTEGRITY_DEFLATE  ? CKPT_FILTER_DEFLATE
+                                                                         : CKPT_FILTER_NONE,
         .hash_sha256 = c->checkpoint.hash == HASH_SHA256,
         .reproducible = c->checkpoint.reproducible,
         .index = c->checkpoint.index,

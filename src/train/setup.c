@@ -183,6 +183,7 @@ static int begin_on_grid(struct run *r) {
     report_plan(r);
     param_set_initialise(&r->stage.params, r->be, r->layout.pipeline.run_key);
     save_setup(r);
+    if (c->checkpoint.save != NULL) TRY(setup_agree(r, ckpt_filter_check(&r->ckpt)));
     fault_point("resume.before");
     TRY(save_resume(r));
     fault_point("resume.after");

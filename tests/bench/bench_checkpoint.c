@@ -1,6 +1,6 @@
 /* Saving and loading against the plain thing on the same file system in the same run:
  *
- *   mpirun -n 2 bench_checkpoint [MATRICES [ROUNDS]]     TMPDIR says where
+ *   mpirun -n 2 bench_checkpoint [MATRICES [ROUNDS [FILTER]]]     TMPDIR says where
  *
  * The state is MATRICES fp32 matrices of 1024x1024 with both moments, 12 MiB each. Every round does
  * each thing once, one after the other, so that a busy machine hits all of them; times are those of
@@ -43,6 +43,7 @@ static struct backend *be;
 static struct grid *world_grid;
 static char folder[512];
 static int rounds;
+static enum ckpt_filter filter;
 
 static const struct group *world(void) {
     return grid_group(world_grid, GROUP_WORLD);
@@ -176,6 +177,7 @@ static struct ckpt_settings settings_in(const char *save) {
                                   .ckpt_step = -1,
                                   .resume = CKPT_RESUME_AUTO,
                                   .most_recent_k = -1,
+                                  .filter = filter,
                                   .index = true,
                                   .save_derived_weights = true};
 }
@@ -337,8 +339,8 @@ static void report(int64_t bytes) {
              100 * ratio(PLAIN_READ, LOAD, LOAD));
     snprintf(text[LOAD_RESHARD], 120, "%.2f x the load without (goal <= 1.3)",
              ratio(LOAD_RESHARD, LOAD, LOAD));
-    printf("checkpoint of %.0f MB in %d files, medians of %d rounds, %s\n", gb * 1e3,
-           group_size(world()), rounds, folder);
+    printf("checkpoint of %.0f MB in %d files, filter %s, medians of %d rounds, %s\n", gb * 1e3,
+           group_size(world()), ckpt_filter_name(filter), rounds, folder);
     printf("| what | ms, p50 | ms, p99 | ms of processor | GB/s | compared |\n");
     printf("|---|---|---|---|---|---|\n");
     line("copy of the state in memory", COPY, gb, "");
@@ -369,12 +371,20 @@ static void clean(const char *name) {
     rmdir(path);
 }
 
+static bool find_filter(const char *name) {
+    for (int i = 0; i < CKPT_FILTERS; i++) {
+        filter = (enum ckpt_filter)i;
+        if (strcmp(name, ckpt_filter_name(filter)) == 0) return true;
+    }
+    return false;
+}
+
 int main(int argc, char **argv) {
     int64_t matrices = 16, n = 7, bytes = 0;
     if (comm_init(&argc, &argv) != 0) error_exit();
     if ((argc > 1 && !parse_int64(argv[1], &matrices)) || (argc > 2 && !parse_int64(argv[2], &n)) ||
-        matrices < 1 || n < 1 || n > ROUNDS_MAX)
-        error_fatal(EXIT_USAGE, "bench_checkpoint [MATRICES [ROUNDS]]");
+        matrices < 1 || n < 1 || n > ROUNDS_MAX || (argc > 3 && !find_filter(argv[3])))
+        error_fatal(EXIT_USAGE, "bench_checkpoint [MATRICES [ROUNDS [FILTER]]]");
     rounds = (int)n;
     log_set_rank(1); /* the lines of saving and loading are not wanted */
     if (grid_create(1, 1, false, 10.0, &world_grid) != 0) error_exit();

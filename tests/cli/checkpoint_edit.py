@@ -73,7 +73,7 @@ folder, what = sys.argv[1:]
 os.chdir(folder)
 manifest = json.load(open("manifest.json"))
 if what == "major":
-    manifest["format_version"] = "2.0.0"
+    manifest["format_version"] = "3.0.0"
     name = None
 elif what == "remap":
     name = "index.h5"

@@ -86,10 +86,14 @@ static int save_beside(const struct ckpt_settings *s, struct model *m, int *step
     return rc;
 }
 
-static void the_same_bytes(bool sharded) {
-    struct ckpt_settings now = settings_in(path_in(0, sharded ? "now-1" : "now-0"));
-    struct ckpt_settings beside = settings_in(path_in(1, sharded ? "beside-1" : "beside-0"));
+static void the_same_bytes(bool sharded, enum ckpt_filter filter) {
+    char name[2][32];
+    snprintf(name[0], sizeof name[0], "now-%d-%d", sharded, (int)filter);
+    snprintf(name[1], sizeof name[1], "beside-%d-%d", sharded, (int)filter);
+    struct ckpt_settings now = settings_in(path_in(0, name[0]));
+    struct ckpt_settings beside = settings_in(path_in(1, name[1]));
     struct model m;
+    now.filter = beside.filter = filter;
     int steps = 0;
     build(&m, 3, sharded);
     bool good = ckpt_save(&now, &m.state) == 0;
@@ -100,7 +104,8 @@ static void the_same_bytes(bool sharded) {
         char *const argv[] = {"diff", "-r", path[0], path[1], NULL};
         good = run_program(argv) && good;
     }
-    verdict(grid, good, sharded ? "the same bytes, sharded states" : "the same bytes");
+    verdict(grid, good, "the same bytes%s, filter %d", sharded ? ", sharded states" : "",
+            (int)filter);
     build(&m, 0, sharded);
     struct ckpt_found found;
     good = ckpt_resume(&beside, &m.state, &found) == 0 && found.any && found.step == 3 &&
@@ -247,8 +252,10 @@ int main(int argc, char **argv) {
     snprintf(folder, sizeof folder, "%s/strata-async-XXXXXX", tmp ? tmp : "/tmp");
     if (comm_world_rank() == 0) CHECK(mkdtemp(folder), "%s", folder);
     comm_broadcast(world(), folder, sizeof folder, 0);
-    the_same_bytes(false);
-    the_same_bytes(true);
+    the_same_bytes(false, CKPT_FILTER_NONE);
+    the_same_bytes(true, CKPT_FILTER_NONE);
+    the_same_bytes(false, CKPT_FILTER_DEFLATE);
+    the_same_bytes(true, CKPT_FILTER_FLETCHER32);
     the_plan_knows_the_copy();
     a_failure_is_agreed_on();
     files_of_machines(0);

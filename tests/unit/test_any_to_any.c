@@ -1,7 +1,8 @@
 /* A checkpoint of any layout loads into any other bit for bit: weights, moments, counters, position,
  * history; saved again there it has the bytes that this layout writes itself. All layouts of up to
  * eight ranks with TP 1..4, PP 1..8 (uneven splits), DP 1..4, optimizer sharded or not; uneven cuts,
- * a fused tensor, frozen ones, one that two stages hold. Ranks are processes without MPI (team.h).
+ * a fused tensor, frozen ones, one that two stages hold; each layout writes with one of the filters.
+ * Ranks are processes without MPI (team.h).
  * STRATA_LONG=1 takes all pairs, otherwise each layout is written and read once. */
 /* timeout: 3600 */
 #include "ckpt_team.h"
@@ -41,10 +42,14 @@ static void folder_of(int i, char text[300]) {
     snprintf(text, 300, "%s/case-%d", case_folder, i);
 }
 
+static enum ckpt_filter filter_of(int i) {
+    return (enum ckpt_filter)(i / 2 % CKPT_FILTERS); /* two of a layout: sharded and not */
+}
+
 static bool save_all(int64_t *digest) {
     bool good = true;
     for (int i = 0; i < n_cases; i++) {
-        struct ckpt_job job = {.c = cases[i], .step = 3};
+        struct ckpt_job job = {.c = cases[i], .step = 3, .filter = filter_of(i)};
         char dir[400];
         folder_of(i, job.folder);
         int64_t rc = case_run(&job, case_save);
@@ -58,7 +63,7 @@ static bool save_all(int64_t *digest) {
 
 /* From layout a into b, and saved again there. */
 static bool one_pair(int a, int b, const int64_t *digest, bool again) {
-    struct ckpt_job job = {.c = cases[b]};
+    struct ckpt_job job = {.c = cases[b], .filter = filter_of(b)};
     char dir[400];
     folder_of(a, job.folder);
     job.verify = (a + b) % 2 ? CKPT_VERIFY_USED : CKPT_VERIFY_ALL;
@@ -90,7 +95,7 @@ int main(void) {
             n++;
         }
         name_case(&cases[a], name);
-        verdict(good, "%s into %d layouts", name, n);
+        verdict(good, "%s, filter %s, into %d layouts", name, ckpt_filter_name(filter_of(a)), n);
         pairs += n;
     }
     printf("# %lld pairs of %d layouts, %lld of them saved again with the bytes of a direct save\n",

@@ -278,7 +278,8 @@ static void edited_manifests_are_refused(void **state) {
         int code;
     } edit[] = {
         {"1.0.0", "1.7.0", "", 0},
-        {"1.0.0", "2.0.0", "newer strata", EXIT_RESUME},
+        {"1.0.0", "3.0.0", "newer strata", EXIT_RESUME},
+        {"1.0.0", "2.0.0", "without a member", EXIT_BAD_DATA},
         {"strata-checkpoint", "other", "not a checkpoint", EXIT_BAD_DATA},
         {"iter_0000007-shard-00000-of-00002.h5", "../x.h5", "plain name", EXIT_BAD_DATA},
         {"iter_0000007-shard-00000-of-00002.h5", "/etc/passwd", "plain name", EXIT_BAD_DATA},

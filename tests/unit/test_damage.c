@@ -14,8 +14,12 @@ static const char *tensor_at(const struct ckpt_manifest *m, int file, int64_t at
     for (int64_t i = 0; i < m->n_tensors; i++)
         for (int64_t j = 0; j < m->tensor[i].n_blocks; j++) {
             const struct ckpt_block *b = &m->tensor[i].block[j];
-            if (b->file == file && at >= b->file_offset && at < b->file_offset + b->bytes)
-                return m->tensor[i].name;
+            if (b->file != file) continue;
+            bool inside = !b->chunk && at >= b->file_offset && at < b->file_offset + b->bytes;
+            for (int64_t k = 0; k < b->n_chunks && !inside; k++)
+                inside = at >= b->chunk[k].file_offset &&
+                         at < b->chunk[k].file_offset + b->chunk[k].bytes;
+            if (inside) return m->tensor[i].name;
         }
     return NULL;
 }
@@ -71,12 +75,12 @@ static bool falls_back(const char *folder) {
     return good;
 }
 
-static void every_byte(void) {
-    struct ckpt_job job = {.c = layout, .no_index = true};
+static void every_byte(enum ckpt_filter filter) {
+    struct ckpt_job job = {.c = layout, .no_index = true, .filter = filter};
     struct ckpt_manifest *m;
     char dir[400];
     int64_t tried = 0, resumed = 0, stride = case_long() ? 1 : 97;
-    snprintf(job.folder, sizeof job.folder, "%s/small", case_folder);
+    snprintf(job.folder, sizeof job.folder, "%s/small-%s", case_folder, ckpt_filter_name(filter));
     snprintf(dir, sizeof dir, "%s/iter_0000002", job.folder);
     bool good = true;
     for (job.step = 1; job.step <= 2; job.step++) good = case_run(&job, case_save) == 0 && good;
@@ -95,8 +99,9 @@ static void every_byte(void) {
         close(f.fd);
     }
     good = ckpt_verify_folder(dir) == 0 && good;
-    verdict(good, "a flipped bit at %lld bytes of a small checkpoint; %lld resumes fell back",
-            (long long)tried, (long long)resumed);
+    verdict(good,
+            "a flipped bit at %lld bytes of a small checkpoint (filter %s); %lld resumes fell back",
+            (long long)tried, ckpt_filter_name(filter), (long long)resumed);
     manifest_free(m);
 }
 
@@ -125,10 +130,11 @@ static void declare_large(struct model *m, int64_t megabytes) {
 struct large_job {
     char folder[300];
     int64_t megabytes;
+    enum ckpt_filter filter;
 };
 static int64_t save_large(const struct grid *grid, void *arg) {
     struct large_job *job = arg;
-    struct ckpt_job plain = {.no_index = true};
+    struct ckpt_job plain = {.no_index = true, .filter = job->filter};
     struct ckpt_settings s = case_settings(&plain, job->folder);
     struct model m;
     declare_large(&m, job->megabytes);
@@ -191,16 +197,16 @@ static bool one_change(const char *dir, const struct ckpt_manifest *m, struct op
     return good;
 }
 
-static void random_changes(void) {
+static void random_changes(enum ckpt_filter filter) {
     static const char *const name[CHANGES] = {"flipped bits", "zeroed pages", "swapped pages",
                                               "repeated pages", "cut ends"};
-    struct large_job job = {.megabytes = case_long() ? 104 : 8};
+    struct large_job job = {.megabytes = case_long() ? 104 : 8, .filter = filter};
     struct team_layout one = {.tp = 1, .pp = 1, .dp = 1};
     struct ckpt_manifest *m;
     char dir[400];
     int64_t result[TEAM_MAX], n = case_long() ? 10000 : 100, same = 0, count[CHANGES] = {0};
     uint64_t x = 20240229;
-    snprintf(job.folder, sizeof job.folder, "%s/large", case_folder);
+    snprintf(job.folder, sizeof job.folder, "%s/large-%s", case_folder, ckpt_filter_name(filter));
     snprintf(dir, sizeof dir, "%s/iter_0000001", job.folder);
     bool good = team_run(&one, 1.0, save_large, &job, result) == 0 && result[0] == 0;
     CHECK(good && ckpt_read_manifest(dir, &m) == 0, "%s", error_text());
@@ -214,14 +220,16 @@ static void random_changes(void) {
     good = ckpt_verify_folder(dir) == 0 && good;
     for (int k = 0; k < CHANGES; k++) printf("# %lld %s\n", (long long)count[k], name[k]);
     verdict(good && same * 10 < n,
-            "%lld changes of a checkpoint of %lld bytes (%lld changed nothing)", (long long)n,
-            (long long)f.bytes, (long long)same);
+            "%lld changes of a checkpoint of %lld bytes, filter %s (%lld changed nothing)",
+            (long long)n, (long long)f.bytes, ckpt_filter_name(filter), (long long)same);
     manifest_free(m);
 }
 
 int main(void) {
     case_begin();
-    every_byte();
-    random_changes();
+    for (int i = 0; i < CKPT_FILTERS; i++) {
+        every_byte((enum ckpt_filter)i);
+        random_changes((enum ckpt_filter)i);
+    }
     return case_end();
 }

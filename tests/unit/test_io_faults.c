@@ -157,8 +157,10 @@ static bool one_fault(struct attempt *a, bool *fired, int64_t *failed) {
     return good;
 }
 
-static int64_t all_calls(int victim, enum io_fault_kind kind, enum scene scene) {
+static int64_t all_calls(int victim, enum io_fault_kind kind, enum scene scene,
+                         enum ckpt_filter filter) {
     struct attempt a = {.job = {.c = layout}, .victim = victim, .kind = kind, .scene = scene};
+    a.job.filter = filter;
     snprintf(a.job.folder, sizeof a.job.folder, "%s/run", case_folder);
     a.again = scene != RESUME && kind != IO_FAULT_KILL;
     int64_t tried = 0, failed = 0, stride = case_long() ? 1 : scene == RESUME ? 37 : 101;
@@ -169,8 +171,9 @@ static int64_t all_calls(int victim, enum io_fault_kind kind, enum scene scene) 
         tried += fired;
     }
     verdict(good && !fired && (tried > 0 || !case_long()),
-            "%s, rank %d, %s: %lld calls, %lld times it failed", scene_name[scene], victim,
-            io_fault_name(kind), (long long)tried, (long long)failed);
+            "%s, rank %d, filter %s, %s: %lld calls, %lld times it failed", scene_name[scene],
+            victim, ckpt_filter_name(filter), io_fault_name(kind), (long long)tried,
+            (long long)failed);
     return tried;
 }
 
@@ -193,8 +196,8 @@ static void set_aside(void) {
 
 /* ---- a file system of exact size ---------------------------------------------------------------- */
 /* Free bytes at which step 2 does not fit, then fits. The first verdict of a save counts. */
-static bool one_size(const char *folder, int64_t bytes, int64_t *failed) {
-    struct attempt a = {.job = {.c = layout}};
+static bool one_size(const char *folder, int64_t bytes, enum ckpt_filter filter, int64_t *failed) {
+    struct attempt a = {.job = {.c = layout, .filter = filter}};
     char options[64];
     snprintf(a.job.folder, sizeof a.job.folder, "%.280s/save", folder);
     snprintf(options, sizeof options, "size=%lld", (long long)bytes);
@@ -234,11 +237,12 @@ static void exact_sizes(void) {
     bool good = true;
     plenty = true;
     /* both checkpoints need twice that; between one (and a page for each file) and a bit more */
-    for (int64_t size = bytes + 65536; size < 2 * bytes + 300000; size += step, sizes++)
-        good = one_size(folder, size, &failed) && good;
+    for (int64_t size = bytes + 65536; size < 2 * bytes + 300000; size += step)
+        for (int i = 0; i < CKPT_FILTERS; i++, sizes++)
+            good = one_size(folder, size, (enum ckpt_filter)i, &failed) && good;
     verdict(good && failed > 0 && failed < sizes,
-            "a file system of %lld sizes around the need: %lld saves failed", (long long)sizes,
-            (long long)failed);
+            "a file system of every size around the need, all filters: %lld saves, %lld failed",
+            (long long)sizes, (long long)failed);
 }
 
 /* 2^30 blocks are free. */
@@ -261,10 +265,13 @@ int main(void) {
     set_aside();
     exact_sizes();
     for (int kind = 0; kind < IO_FAULT_KINDS; kind++) {
-        for (int victim = 0; victim < 2; victim++)
-            n += all_calls(victim, (enum io_fault_kind)kind, SAVE);
-        n += all_calls(0, (enum io_fault_kind)kind, SAVE_ANEW);
-        n += all_calls(0, (enum io_fault_kind)kind, RESUME);
+        /* one filter after the other; all of them where every call is taken */
+        for (int i = 0; i < CKPT_FILTERS; i++)
+            for (int victim = 0; victim < 2; victim++)
+                if (case_long() || i == (kind + victim) % CKPT_FILTERS)
+                    n += all_calls(victim, (enum io_fault_kind)kind, SAVE, (enum ckpt_filter)i);
+        n += all_calls(0, (enum io_fault_kind)kind, SAVE_ANEW, CKPT_FILTER_NONE);
+        n += all_calls(0, (enum io_fault_kind)kind, RESUME, CKPT_FILTER_NONE);
     }
     printf("# %lld calls went wrong\n", (long long)n);
     return case_end();

@@ -191,7 +191,7 @@ static void files_of_machines(int64_t together) {
     comm_barrier(world());
     if (comm_world_rank() == 0) remove_folder(s.save);
     comm_barrier(world());
-    the_same_bytes(true);
+    the_same_bytes(true, CKPT_FILTER_DEFLATE);
     a_failure_is_agreed_on();
     shared_files = false;
     ranks_per_file = 0;

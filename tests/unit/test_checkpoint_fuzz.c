@@ -94,7 +94,7 @@ static bool one_text(const char *text, size_t n, int64_t *taken) {
     return good;
 }
 
-static void manifests(void) {
+static void manifests(enum ckpt_filter filter) {
     char *path = xasprintf("%s/%s", template, CKPT_MANIFEST), *text;
     size_t bytes;
     CHECK(file_read(path, (size_t)1 << 24, &text, &bytes) == 0, "%s", error_text());
@@ -110,8 +110,8 @@ static void manifests(void) {
         free(twice);
     }
     error_clear();
-    verdict(good && taken * 2 < n, "%lld changed manifests, %lld mean something", (long long)n,
-            (long long)taken);
+    verdict(good && taken * 2 < n, "%lld changed manifests, filter %s, %lld mean something",
+            (long long)n, ckpt_filter_name(filter), (long long)taken);
     free(text);
     free(path);
 }
@@ -128,7 +128,9 @@ static int64_t described(const char *dir, struct span *span, int64_t most) {
     for (int64_t i = 0; i < m->n_tensors; i++)
         for (int64_t j = 0; j < m->tensor[i].n_blocks; j++) {
             const struct ckpt_block *b = &m->tensor[i].block[j];
-            memset(data + b->file_offset, 1, (size_t)b->bytes);
+            if (!b->chunk) memset(data + b->file_offset, 1, (size_t)b->bytes);
+            for (int64_t k = 0; k < b->n_chunks; k++)
+                memset(data + b->chunk[k].file_offset, 1, (size_t)b->chunk[k].bytes);
         }
     int64_t n = 0;
     for (int64_t at = 0; at < m->file[0].bytes && n < most; at++)
@@ -169,12 +171,14 @@ static int64_t load(const struct grid *grid, void *arg) {
     return step < 0 && step > -1000 && error_count() == 0 ? -1000 : step;
 }
 
-static void shards(void) {
+static void shards(enum ckpt_filter filter) {
     struct ckpt_job job = {.c = layout};
     struct span span[1000];
     char dir[400], path[500];
-    int64_t n = case_long() ? 20000 : 250, loaded = 0, other = 0,
-            n_spans = described(template, span, 1000);
+    int64_t n = case_long() ? 20000
+                : filter    ? 60
+                            : 250,
+            loaded = 0, other = 0, n_spans = described(template, span, 1000);
     snprintf(job.folder, sizeof job.folder, "%s/run", case_folder);
     snprintf(dir, sizeof dir, "%.300s/iter_0000001", job.folder);
     snprintf(path, sizeof path, "%s/iter_0000001-shard-00000-of-00001.h5", dir);
@@ -193,17 +197,21 @@ static void shards(void) {
     }
     verdict(
         good && loaded < n,
-        "%lld changed shards: %lld loaded as before, %lld with other counters, the rest refused",
-        (long long)n, (long long)loaded, (long long)other);
+        "%lld changed shards, filter %s: %lld loaded as before, %lld with other counters, the rest "
+        "refused",
+        (long long)n, ckpt_filter_name(filter), (long long)loaded, (long long)other);
 }
 
 int main(void) {
     struct ckpt_job job = {.c = layout, .step = 1, .no_index = true};
     case_begin();
-    snprintf(job.folder, sizeof job.folder, "%s/template", case_folder);
-    snprintf(template, sizeof template, "%.300s/iter_0000001", job.folder);
-    CHECK(case_run(&job, case_save) == 0, "a save");
-    manifests();
-    shards();
+    for (int i = 0; i < CKPT_FILTERS; i++) {
+        job.filter = (enum ckpt_filter)i;
+        snprintf(job.folder, sizeof job.folder, "%s/template-%d", case_folder, i);
+        snprintf(template, sizeof template, "%.300s/iter_0000001", job.folder);
+        CHECK(case_run(&job, case_save) == 0, "a save");
+        manifests(job.filter);
+        shards(job.filter);
+    }
     return case_end();
 }

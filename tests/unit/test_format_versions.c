@@ -1,9 +1,9 @@
 /* Checkpoints that earlier versions wrote are read: tests/golden/checkpoint holds one of each format
  * version, in a folder of that name, made by
  *
- *   build/tests/unit/test_format_versions --write tests/golden/checkpoint/VERSION
+ *   build/tests/unit/test_format_versions --write tests/golden/checkpoint/VERSION [deflate]
  *
- * from the code that wrote that version. It is loaded into several layouts, every value compared with
+ * from the code that wrote that version: 2 is written where there is a filter. It is loaded into several layouts, every value compared with
  * the formula of ckpt_model.h. A format of the future is refused in test_checkpoint.c. */
 #include "ckpt_team.h"
 
@@ -44,7 +44,8 @@ int main(int argc, char **argv) {
     struct ckpt_job job = {.c = writer, .step = 1, .no_index = true};
     struct name_list list;
     case_begin();
-    if (argc == 3 && strcmp(argv[1], "--write") == 0) {
+    if (argc >= 3 && strcmp(argv[1], "--write") == 0) {
+        if (argc == 4) job.filter = CKPT_FILTER_DEFLATE;
         snprintf(job.folder, sizeof job.folder, "%s", argv[2]);
         verdict(case_run(&job, case_save) == 0, "%s is written", argv[2]);
         return case_end();

@@ -11,7 +11,7 @@
 #define MEMORY_MAX_KIB (256L << 10)
 
 static struct ckpt_case layout = {.at = {1, 1, 1}, .split = {1}, .one_layer = true};
-static char template[2][400], block_name[256], outside[400];
+static char template[3][400], block_name[256], outside[400]; /* step 2 again behind a filter */
 
 /* ---- edits of a shard ---------------------------------------------------------------------------------- */
 static void must(bool good, const char *what) {
@@ -59,6 +59,30 @@ static void huge_chunks(hid_t file) {
     hid_t list = new_list();
     must(H5Pset_chunk(list, 1, &chunk) >= 0, "chunk");
     put_dataset(file, block_name, H5T_IEEE_F32LE, (hsize_t)1 << 40, list);
+}
+/* Where the manifest speaks of one chunk of 16 elements behind fletcher32. */
+#define VECTOR "model/language_model/layers/001/input_layernorm/weight"
+static void put_chunked(hid_t file, hsize_t n, hsize_t chunk, bool shuffle, bool fletcher32) {
+    hid_t list = new_list();
+    must(H5Pset_chunk(list, 1, &chunk) >= 0 && (!shuffle || H5Pset_shuffle(list) >= 0) &&
+             (!fletcher32 || H5Pset_fletcher32(list) >= 0),
+         "chunks");
+    put_dataset(file, VECTOR, H5T_IEEE_F32LE, n, list);
+}
+static void one_filter_more(hid_t file) {
+    put_chunked(file, 16, 16, true, true);
+}
+static void no_filter(hid_t file) {
+    put_chunked(file, 16, 16, false, false);
+}
+static void other_chunks(hid_t file) {
+    put_chunked(file, 16, 8, false, true);
+}
+static void chunks_of_a_gigabyte(hid_t file) {
+    put_chunked(file, (hsize_t)1 << 40, (hsize_t)1 << 28, false, true);
+}
+static void no_chunk_stored(hid_t file) {
+    put_chunked(file, 16, 16, false, true);
 }
 static void huge_extent(hid_t file) {
     put_dataset(file, block_name, H5T_IEEE_F32LE, (hsize_t)1 << 40, new_list());
@@ -182,34 +206,45 @@ static const struct attack {
     void (*shard)(hid_t file);
     void (*folder)(const char *dir);
     bool show; /* seen by `strata checkpoint show` and reshard, not by train */
+    bool filtered;
 } attacks[] = {
-    {"external storage", "not stored as plain bytes", external_storage, NULL, false},
-    {"virtual storage", "not stored as plain bytes", virtual_storage, NULL, false},
-    {"a filter nobody knows", "not stored as plain bytes", unknown_filter, NULL, false},
-    {"chunks of 2 GiB", "not stored as plain bytes", huge_chunks, NULL, false},
-    {"an extent of 4 TiB", "does not lie where the manifest says", huge_extent, NULL, false},
-    {"another type", "does not lie where the manifest says", other_type, NULL, false},
-    {"a group instead of a tensor", "is no dataset", group_instead, NULL, false},
-    {"a soft link", "is a link to somewhere else", soft_link, NULL, false},
-    {"an external link", "is a link to somewhere else", external_link, NULL, false},
-    {"an external link above", "model is a link to somewhere else", external_model, NULL, false},
-    {"training elsewhere", "training is a link to somewhere else", external_training, NULL, false},
-    {"a linked header", "header is a link to somewhere else", soft_header, NULL, false},
-    {"a header linked to itself", "header is a link to somewhere else", looping_header, NULL,
+    {"external storage", "not stored as plain bytes", external_storage, NULL, false, false},
+    {"virtual storage", "not stored as plain bytes", virtual_storage, NULL, false, false},
+    {"a filter nobody knows", "not stored as plain bytes", unknown_filter, NULL, false, false},
+    {"chunks of 2 GiB", "not stored as plain bytes", huge_chunks, NULL, false, false},
+    {"one filter more", "behind the filter fletcher32 alone", one_filter_more, NULL, false, true},
+    {"no filter", "behind the filter fletcher32 alone", no_filter, NULL, false, true},
+    {"other chunks", "behind the filter fletcher32 alone", other_chunks, NULL, false, true},
+    {"chunks of 1 GiB", "behind the filter", chunks_of_a_gigabyte, NULL, false, true},
+    {"no chunks at all", "0 of its 1 chunks are stored", no_chunk_stored, NULL, false, true},
+    {"external storage for chunks", "behind the filter", external_storage, NULL, false, true},
+    {"an extent of 4 TiB", "does not lie where the manifest says", huge_extent, NULL, false, false},
+    {"another type", "does not lie where the manifest says", other_type, NULL, false, false},
+    {"a group instead of a tensor", "is no dataset", group_instead, NULL, false, false},
+    {"a soft link", "is a link to somewhere else", soft_link, NULL, false, false},
+    {"an external link", "is a link to somewhere else", external_link, NULL, false, false},
+    {"an external link above", "model is a link to somewhere else", external_model, NULL, false,
      false},
-    {"history from another file", "not stored as plain bytes", external_history, NULL, false},
-    {"a history of 8 TiB", "is no column of the history", huge_history, NULL, false},
-    {"text of variable length", "no text of fixed length", flowing_text, NULL, false},
-    {"the uuid of another save", "belongs to another checkpoint", other_uuid, NULL, false},
-    {"a job file from elsewhere", "not stored as plain bytes", external_used_ini, NULL, true},
-    {"a shard that is a link", "is no regular file", NULL, shard_is_link, false},
-    {"a shard that is a pipe", "is no regular file", NULL, shard_is_pipe, false},
-    {"a shard that is a folder", "is no regular file", NULL, shard_is_folder, false},
-    {"a manifest that is a pipe", "is no regular file", NULL, manifest_is_pipe, false},
-    {"a manifest that is a link", "is no regular file", NULL, manifest_is_link, false},
-    {"a manifest of 1 TiB", "larger than", NULL, manifest_is_huge, false},
-    {"one file more", "is not in the manifest", NULL, one_file_more, false},
-    {"the shard of another step", "is damaged", NULL, shard_of_another, false},
+    {"training elsewhere", "training is a link to somewhere else", external_training, NULL, false,
+     false},
+    {"a linked header", "header is a link to somewhere else", soft_header, NULL, false, false},
+    {"a header linked to itself", "header is a link to somewhere else", looping_header, NULL, false,
+     false},
+    {"history from another file", "not stored as plain bytes", external_history, NULL, false,
+     false},
+    {"a history of 8 TiB", "is no column of the history", huge_history, NULL, false, false},
+    {"text of variable length", "no text of fixed length", flowing_text, NULL, false, false},
+    {"the uuid of another save", "belongs to another checkpoint", other_uuid, NULL, false, false},
+    {"a job file from elsewhere", "not stored as plain bytes", external_used_ini, NULL, true,
+     false},
+    {"a shard that is a link", "is no regular file", NULL, shard_is_link, false, false},
+    {"a shard that is a pipe", "is no regular file", NULL, shard_is_pipe, false, false},
+    {"a shard that is a folder", "is no regular file", NULL, shard_is_folder, false, false},
+    {"a manifest that is a pipe", "is no regular file", NULL, manifest_is_pipe, false, false},
+    {"a manifest that is a link", "is no regular file", NULL, manifest_is_link, false, false},
+    {"a manifest of 1 TiB", "larger than", NULL, manifest_is_huge, false, false},
+    {"one file more", "is not in the manifest", NULL, one_file_more, false, false},
+    {"the shard of another step", "is damaged", NULL, shard_of_another, false, false},
 };
 
 struct attempt {
@@ -246,7 +281,7 @@ static void one_attack(const struct attack *attack) {
     snprintf(a.job.folder, sizeof a.job.folder, "%s/run", case_folder);
     snprintf(dir, sizeof dir, "%.300s/iter_0000002", a.job.folder);
     case_remove(a.job.folder);
-    case_copy(template[1], dir);
+    case_copy(template[attack->filtered ? 2 : 1], dir);
     case_remove(outside);
     case_copy_file(in_folder(template[1], SHARD), outside);
     if (attack->shard) {
@@ -271,6 +306,11 @@ static void make_templates(void) {
         snprintf(template[job.step - 1], sizeof template[0], "%s/iter_%07d", job.folder,
                  (int)job.step);
     }
+    job.filter = CKPT_FILTER_FLETCHER32;
+    job.step = 2;
+    snprintf(job.folder, sizeof job.folder, "%s/filtered", case_folder);
+    CHECK(case_run(&job, case_save) == 0, "a save behind a filter");
+    snprintf(template[2], sizeof template[2], "%s/iter_0000002", job.folder);
     CHECK(ckpt_read_manifest(template[1], &m) == 0, "%s", error_text());
     snprintf(block_name, sizeof block_name, "%s", m->tensor[m->n_tensors - 1].block[0].dataset);
     snprintf(outside, sizeof outside, "%s/outside", case_folder);

@@ -103,13 +103,17 @@ static const struct shared {
     struct ckpt_case c;
     int64_t together;
     int files;
+    enum ckpt_filter filter;
 } shared[] = {
-    {{.at = {1, 1, 1}, .split = {8}}, 0, 1},
-    {{.at = {2, 2, 1, {0, 0, 0, 1}}, .split = {3, 5}}, 0, 2},
-    {{.at = {2, 1, 2, {0, 1, 0, 1}}, .split = {8}, .sharded = true}, 0, 2},
-    {{.at = {1, 2, 2, {0, 0, 0, 0}}, .split = {6, 2}, .sharded = true}, 0, 1},
-    {{.at = {3, 1, 1, {0, 1, 1}}, .split = {8}}, 0, 2},
-    {{.at = {2, 2, 2, {0, 1, 1, 1, 1, 1, 0, 1}}, .split = {4, 4}, .sharded = true}, 4, 3},
+    {{.at = {1, 1, 1}, .split = {8}}, 0, 1, CKPT_FILTER_NONE},
+    {{.at = {2, 2, 1, {0, 0, 0, 1}}, .split = {3, 5}}, 0, 2, CKPT_FILTER_NONE},
+    {{.at = {2, 1, 2, {0, 1, 0, 1}}, .split = {8}, .sharded = true}, 0, 2, CKPT_FILTER_DEFLATE},
+    {{.at = {1, 2, 2, {0, 0, 0, 0}}, .split = {6, 2}, .sharded = true}, 0, 1, CKPT_FILTER_NONE},
+    {{.at = {3, 1, 1, {0, 1, 1}}, .split = {8}}, 0, 2, CKPT_FILTER_NONE},
+    {{.at = {2, 2, 2, {0, 1, 1, 1, 1, 1, 0, 1}}, .split = {4, 4}, .sharded = true},
+     4,
+     3,
+     CKPT_FILTER_FLETCHER32},
 };
 #define N_SHARED ((int)(sizeof shared / sizeof shared[0]))
 
@@ -143,10 +147,11 @@ static bool loads(const struct node_job *j, const struct ckpt_case *into) {
 }
 
 static void share_files(int i) {
-    struct node_job alone = {.job = {.c = shared[i].c, .step = 3}, .every_rank = true, .k = NEVER};
     struct node_job now = {
         .job = {.c = shared[i].c, .step = 3}, .ranks_per_writer = shared[i].together, .k = NEVER};
-    struct node_job beside = now;
+    now.job.filter = shared[i].filter;
+    struct node_job alone = now, beside = now;
+    alone.every_rank = true;
     beside.beside = true;
     folder_in(&alone, "alone");
     folder_in(&now, "now");

@@ -232,7 +232,7 @@ static const struct attack {
      false},
     {"history from another file", "not stored as plain bytes", external_history, NULL, false,
      false},
-    {"a history of 8 TiB", "is no column of the history", huge_history, NULL, false, false},
+    {"a history of 8 TiB", "is no column of", huge_history, NULL, false, false},
     {"text of variable length", "no text of fixed length", flowing_text, NULL, false, false},
     {"the uuid of another save", "belongs to another checkpoint", other_uuid, NULL, false, false},
     {"a job file from elsewhere", "not stored as plain bytes", external_used_ini, NULL, true,

@@ -11,6 +11,7 @@
 #
 # STRATA_LONG=1 takes all cases, otherwise a sample. CRASH_CASES=REGEX: those whose name matches.
 # CRASH_WORKERS=N (2) run side by side. CRASH_ASYNC=true: checkpoints are written beside the training.
+# CRASH_KEYS="section:key=value ...": further keys, as checkpoint:writers=node.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 BUILD=${BUILD:-build}
@@ -28,8 +29,9 @@ fi
 
 # train DIR [NAME=VALUE ...]: one start of the job in DIR; its exit code.
 train() {
-    local dir=$1
+    local dir=$1 keys
     shift
+    read -ra keys <<<"${CRASH_KEYS:-}"
     env "$@" timeout -k 5 $patience mpirun -n $ranks "$strata" train input/llava_tiny.ini \
         "run:run_dir=$dir/run" run:threads_per_rank=1 "data:data_cache_path=$tmp/cache" \
         data:num_workers=0 vision:num_layers=2 language:num_layers=1 training:train_iters=$steps \
@@ -38,7 +40,7 @@ train() {
         parallel:pipeline_model_parallel_size=2 parallel:split_spec=2,3 \
         parallel:use_distributed_optimizer=true "checkpoint:save=$dir/save" \
         checkpoint:save_interval=1 checkpoint:most_recent_k=2 checkpoint:reproducible=true \
-        "checkpoint:async_save=${CRASH_ASYNC:-false}" \
+        "checkpoint:async_save=${CRASH_ASYNC:-false}" "${keys[@]}" \
         >"$dir/log" 2>&1 </dev/null
 }
 
@@ -68,7 +70,7 @@ prepare() {
     cp -r "$bad/iter_0000003" "$bad/iter_0000003.tmp-6-0"
     rm "$bad/iter_0000003.tmp-6-0/manifest.json"
     mv "$bad/iter_0000003" "$bad/iter_0000003.tmp-8-0"
-    shard=$(ls "$bad"/iter_000000$steps/*shard-00002*.h5)
+    shard=$(ls "$bad"/iter_000000$steps/*shard-*.h5 | sed -n '3p;$p' | head -n 1)
     cp "$shard" "$bad/.trash-iter_0000001/old.h5"
     cp "$shard" "$bad/iter_0000009.tmp-7-0/new.h5"
     printf 'x' | dd of="$shard" bs=1 seek=5000 conv=notrunc status=none

@@ -151,6 +151,7 @@ static void remedies(const struct config *cfg, const struct rank_plan *p, char *
         bool open;
         const char *what;
     } list[] = {
+        {cfg->checkpoint.writers == WRITERS_NODE && p->snapshot > 0, "a smaller ranks_per_writer"},
         {cfg->training.recompute_granularity != RECOMPUTE_FULL, "recompute_granularity = full"},
         {!cfg->parallel.use_distributed_optimizer && cfg->derived.data_parallel_size > 1,
          "use_distributed_optimizer = true"},

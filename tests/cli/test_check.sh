@@ -141,6 +141,8 @@ PY
 json $tiny $run --ranks 4 "${copies[@]}" && mv "$TEST_TMP/json" "$TEST_TMP/json1"
 json $tiny $run --ranks 4 --ranks-per-node 2 "${node[@]}" && mv "$TEST_TMP/json" "$TEST_TMP/json2"
 json $tiny $run --ranks 4 "${node[@]}"
+expect 64 'less is needed with a smaller ranks_per_writer, ' "ranks_per_writer is a remedy" "$STRATA" check $tiny $run \
+    --ranks 4 "${node[@]}" run:memory_limit_gib=0.001
 yes "the first rank of a node has the copies of all" python3 "$TEST_TMP/node.py" "$TEST_TMP/json1" "$TEST_TMP/json2" "$TEST_TMP/json"
 compare "all three and sharded states" 8 parallel:tensor_model_parallel_size=2 parallel:pipeline_model_parallel_size=2 \
     parallel:use_distributed_optimizer=true parallel:split_spec=5,4

@@ -227,8 +227,8 @@ int main(void) {
     a_writer_fails(0, IO_FAULT_FULL, false);
     a_writer_fails(0, IO_FAULT_FULL, true);
     a_writer_fails(3, IO_FAULT_FULL, false);
-    a_writer_fails(0, IO_FAULT_KILL, false);
     for (int beside = 0; case_long() && beside < 2; beside++) {
+        a_writer_fails(0, IO_FAULT_KILL, beside != 0);
         a_writer_fails(3, IO_FAULT_KILL, beside != 0);
         a_writer_fails(0, IO_FAULT_ENOSPC, beside != 0);
         a_writer_fails(3, IO_FAULT_ENOSPC, beside != 0);

@@ -85,6 +85,7 @@ struct ckpt_file {
 struct ckpt_chunk { /* as stored */
     int64_t file_offset, bytes;
     uint32_t crc;
+    bool opened; /* of the first: HDF5 has all there, and each decodes to a whole chunk */
 };
 struct ckpt_block {
     int file;

@@ -42,7 +42,7 @@ struct ckpt_block *manifest_add_part(struct ckpt_manifest *m, const struct param
 
 /* Through HDF5: is it the dataset that was meant to be written? And where a filter stands between, do
  * the bytes come out as they went in? */
-static int read_datasets(struct shard_reader *r, struct ckpt_manifest *m, bool sample,
+static int read_datasets(const struct shard_reader *r, struct ckpt_manifest *m, bool sample,
                          int64_t turn) {
     int64_t n = turn, crc_blocks = turn;
     int rc = 0;

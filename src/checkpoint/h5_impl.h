@@ -90,14 +90,13 @@ struct shard_reader {
     int file_index;
     char *path;
     hid_t file;
-    const struct ckpt_block *placed; /* its chunks were compared with the manifest; NULL: none's */
 };
 /* Opens and compares uuid, step and index with the manifest. */
 int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manifest *m, int file,
                 int64_t shard_index);
 /* The dataset of a block after all checks of its links, layout, filters, type, extent and place. */
-int reader_dataset(struct shard_reader *r, const struct ckpt_tensor *t, const struct ckpt_block *b,
-                   hid_t *dataset);
+int reader_dataset(const struct shard_reader *r, const struct ckpt_tensor *t,
+                   const struct ckpt_block *b, hid_t *dataset);
 /* Packed bytes of `sub` (global coordinates, inside b->box). */
 int reader_read(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
                 const struct ckpt_block *b, const struct box *sub, void *host);
@@ -119,8 +118,9 @@ hid_t h5_filter_access(void);
 /* Places and stored sizes of all chunks of a dataset just written; their checksums are left for
  * ckpt_scan_file. */
 int h5_filter_places(hid_t dataset, struct ckpt_block *b);
-/* A dataset is what the manifest says: extent of a chunk, filters, all chunks and their places. */
-int reader_check_chunks(struct shard_reader *r, hid_t dataset, hid_t create,
+/* A dataset is what the manifest says: extent of a chunk, filters, all chunks and their places; and no
+ * chunk decodes to more or less than one, which the library does not notice. */
+int reader_check_chunks(const struct shard_reader *r, hid_t dataset, hid_t create,
                         const struct ckpt_block *b);
 /* Decoded bytes that pass by in order. Each CRC block that passes whole is compared with the checksum
  * that it had before it was written. */

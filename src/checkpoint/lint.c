@@ -11,7 +11,7 @@
 
 struct lint {
     struct source *source;
-    struct shard_reader *r; /* the shard being looked at */
+    const struct shard_reader *r; /* the shard being looked at */
     const struct shard_reader *first;
     int64_t n_objects, n_datasets;
     int rc;

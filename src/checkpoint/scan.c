@@ -86,15 +86,32 @@ static struct range crc_range(const struct ckpt_tensor *t, const struct ckpt_blo
     return (struct range){.first = first, .end = end, .tensor = t, .block = b, .index = k};
 }
 
-static struct range chunk_range(const struct ckpt_tensor *t, const struct ckpt_block *b,
-                                int64_t i) {
-    struct ckpt_chunk *c = &b->chunk[i];
+/* Stored chunk k, or CRC block k. */
+static struct range range_of(const struct ckpt_tensor *t, const struct ckpt_block *b, int64_t k) {
+    struct ckpt_chunk *c = b->chunk;
+    if (c == NULL) return crc_range(t, b, k);
+    c += k;
     return (struct range){.first = c->file_offset,
                           .end = c->file_offset + c->bytes,
                           .tensor = t,
                           .block = b,
-                          .index = i,
+                          .index = k,
                           .chunk = c};
+}
+
+static int64_t count_ranges(const struct ckpt_block *b) {
+    return b->chunk ? b->n_chunks : b->n_crc;
+}
+
+/* Elements [*first, *end) of the block lie in it. */
+static void range_elements(const struct range *r, int64_t *first, int64_t *end) {
+    int64_t element = (int64_t)dtype_size(r->tensor->dtype);
+    if (r->chunk) {
+        chunk_elements(r->block, r->index, first, end);
+        return;
+    }
+    *first = (r->first - r->block->file_offset) / element;
+    *end = (r->end - r->block->file_offset) / element;
 }
 
 static uint32_t expected_crc(const struct range *r) {
@@ -108,16 +125,14 @@ static int64_t collect_ranges(const struct scan *s, struct range **out) {
         for (int64_t j = 0; j < s->m->tensor[i].n_blocks; j++) {
             const struct ckpt_block *b = &s->m->tensor[i].block[j];
             if (b->file != s->file) continue;
-            int64_t ranges = b->n_chunks > 0 ? b->n_chunks : b->n_crc;
-            for (int64_t k = 0; k < ranges; k++) {
+            for (int64_t k = 0; k < count_ranges(b); k++) {
                 bool its_turn = number++ % s->one_in == s->turn % s->one_in;
                 if (!its_turn && !(b->chunk && s->fill)) continue;
                 if (n == capacity) {
                     capacity = capacity ? 2 * capacity : 256;
                     range = xrealloc(range, (size_t)capacity * sizeof *range);
                 }
-                range[n++] = b->chunk ? chunk_range(&s->m->tensor[i], b, k)
-                                      : crc_range(&s->m->tensor[i], b, k);
+                range[n++] = range_of(&s->m->tensor[i], b, k);
             }
         }
     if (n > 0) qsort(range, (size_t)n, sizeof *range, by_place);
@@ -127,10 +142,8 @@ static int64_t collect_ranges(const struct scan *s, struct range **out) {
 
 static int damaged(const char *dir, const struct ckpt_manifest *m, const struct range *r) {
     char box[160];
-    int64_t element = (int64_t)dtype_size(r->tensor->dtype);
-    int64_t first = (r->first - r->block->file_offset) / element;
-    int64_t end = (r->end - r->block->file_offset) / element;
-    if (r->chunk) chunk_elements(r->block, r->index, &first, &end);
+    int64_t first, end;
+    range_elements(r, &first, &end);
     box_text(&r->block->box, box, sizeof box);
     return error_raise(EXIT_BAD_DATA,
                        "%s/%s: tensor %s is damaged: elements %lld to %lld of dataset %s (box %s), "
@@ -249,19 +262,16 @@ static int check_range(const char *dir, const struct ckpt_manifest *m, int fd, s
 
 int ckpt_check_block(const char *dir, const struct ckpt_manifest *m, const struct ckpt_tensor *t,
                      const struct ckpt_block *b, int64_t first, int64_t count) {
-    int64_t piece = b->chunk ? chunk_bytes(b) : CKPT_CRC_BLOCK, from, to;
-    int64_t element = (int64_t)dtype_size(t->dtype);
+    int64_t element = (int64_t)dtype_size(t->dtype), from, to;
+    int64_t room = b->chunk ? chunk_stored_most(chunk_bytes(b)) : CKPT_CRC_BLOCK;
     int fd, rc = 0;
     TRY(open_file(dir, m->file[b->file].name, &fd));
-    char *bytes = xmalloc((size_t)chunk_stored_most(piece < b->bytes ? piece : b->bytes));
-    for (int64_t k = first / CKPT_CRC_BLOCK; !rc && k < b->n_crc && b->chunk == NULL; k++) {
-        if (k * CKPT_CRC_BLOCK >= first + count) break;
-        rc = check_range(dir, m, fd, crc_range(t, b, k), bytes);
-    }
-    for (int64_t i = 0; !rc && i < b->n_chunks; i++) {
-        chunk_elements(b, i, &from, &to);
+    char *bytes = xmalloc((size_t)room);
+    for (int64_t k = 0; !rc && k < count_ranges(b); k++) {
+        struct range r = range_of(t, b, k);
+        range_elements(&r, &from, &to);
         if (to * element > first && from * element < first + count)
-            rc = check_range(dir, m, fd, chunk_range(t, b, i), bytes);
+            rc = check_range(dir, m, fd, r, bytes);
     }
     free(bytes);
     close(fd);

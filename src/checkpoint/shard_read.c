@@ -52,7 +52,7 @@ int reader_close(int rc, struct shard_reader *r) {
     return rc;
 }
 
-static int check_storage(struct shard_reader *r, hid_t d, const struct ckpt_block *b) {
+static int check_storage(const struct shard_reader *r, hid_t d, const struct ckpt_block *b) {
     hid_t list = H5Dget_create_plist(d);
     int rc = 0;
     if (list < 0) return h5_error(EXIT_BAD_DATA, "%s: %s has no properties", r->path, b->dataset);
@@ -101,8 +101,8 @@ static int check_attributes(const struct shard_reader *r, hid_t d, const struct 
                        r->path, b->dataset);
 }
 
-int reader_dataset(struct shard_reader *r, const struct ckpt_tensor *t, const struct ckpt_block *b,
-                   hid_t *dataset) {
+int reader_dataset(const struct shard_reader *r, const struct ckpt_tensor *t,
+                   const struct ckpt_block *b, hid_t *dataset) {
     *dataset = -1;
     TRY(h5_check_links(r->file, r->path, b->dataset));
     *dataset = H5Dopen2(r->file, b->dataset, H5P_DEFAULT);

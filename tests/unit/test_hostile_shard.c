@@ -11,7 +11,8 @@
 #define MEMORY_MAX_KIB (256L << 10)
 
 static struct ckpt_case layout = {.at = {1, 1, 1}, .split = {1}, .one_layer = true};
-static char template[3][400], block_name[256], outside[400]; /* step 2 again behind a filter */
+/* Steps 1 and 2, step 2 again behind each filter. */
+static char template[1 + CKPT_FILTERS][400], block_name[256], outside[400];
 
 /* ---- edits of a shard ---------------------------------------------------------------------------------- */
 static void must(bool good, const char *what) {
@@ -83,6 +84,59 @@ static void chunks_of_a_gigabyte(hid_t file) {
 }
 static void no_chunk_stored(hid_t file) {
     put_chunked(file, 16, 16, false, true);
+}
+/* The only chunk becomes one that holds n zeros, with the checksum that belongs to it. */
+static void other_stream(hid_t file, hsize_t n) {
+    char stored[256];
+    float *zero = xcalloc(n, sizeof *zero);
+    hsize_t origin = 0, bytes = 0;
+    uint32_t skipped = 0;
+    hid_t d = H5Dopen2(file, VECTOR, H5P_DEFAULT), list = new_list();
+    hid_t space = H5Screate_simple(1, &n, NULL);
+    must(H5Pset_chunk(list, 1, &n) >= 0 && H5Pset_shuffle(list) >= 0 &&
+             H5Pset_deflate(list, 1) >= 0 && H5Pset_fletcher32(list) >= 0,
+         "filters");
+    hid_t other = H5Dcreate2(file, "other", H5T_IEEE_F32LE, space, H5P_DEFAULT, list, H5P_DEFAULT);
+    must(H5Dwrite(other, H5T_IEEE_F32LE, H5S_ALL, H5S_ALL, H5P_DEFAULT, zero) >= 0 &&
+             H5Dflush(other) >= 0 && H5Dget_chunk_storage_size(other, &origin, &bytes) >= 0 &&
+             bytes <= sizeof stored &&
+             H5Dread_chunk(other, H5P_DEFAULT, &origin, &skipped, stored) >= 0 &&
+             H5Dwrite_chunk(d, H5P_DEFAULT, 0, &origin, bytes, stored) >= 0,
+         "a chunk");
+    H5Dclose(other);
+    H5Dclose(d);
+    H5Sclose(space);
+    H5Pclose(list);
+    free(zero);
+}
+static void short_stream(hid_t file) {
+    other_stream(file, 8);
+}
+static void long_stream(hid_t file) {
+    other_stream(file, 4096);
+}
+/* The manifest says where that chunk lies. */
+static void sign_chunk(const char *dir, hid_t file) {
+    struct ckpt_manifest *m;
+    size_t n;
+    CHECK(ckpt_read_manifest(dir, &m) == 0, "%s", error_text());
+    struct ckpt_tensor *t = m->tensor;
+    while (strcmp(t->name, VECTOR) != 0) t++;
+    hid_t d = H5Dopen2(file, VECTOR, H5P_DEFAULT), space = H5Dget_space(d);
+    haddr_t at;
+    hsize_t bytes, offset;
+    unsigned skipped;
+    must(H5Dget_chunk_info(d, space, 0, &offset, &skipped, &at, &bytes) >= 0, "place");
+    H5Sclose(space);
+    H5Dclose(d);
+    t->block[0].chunk[0].file_offset = (int64_t)at;
+    t->block[0].chunk[0].bytes = (int64_t)bytes;
+    m->file[0].bytes += 1 << 20; /* case_sign says how long the file is */
+    char *text = manifest_text(m, &n), *path = xasprintf("%s/" CKPT_MANIFEST, dir);
+    CHECK(file_write_atomic(path, text, n) == 0, "%s", error_text());
+    free(path);
+    free(text);
+    manifest_free(m);
 }
 static void huge_extent(hid_t file) {
     put_dataset(file, block_name, H5T_IEEE_F32LE, (hsize_t)1 << 40, new_list());
@@ -206,45 +260,67 @@ static const struct attack {
     void (*shard)(hid_t file);
     void (*folder)(const char *dir);
     bool show; /* seen by `strata checkpoint show` and reshard, not by train */
-    bool filtered;
+    enum ckpt_filter filter;
 } attacks[] = {
-    {"external storage", "not stored as plain bytes", external_storage, NULL, false, false},
-    {"virtual storage", "not stored as plain bytes", virtual_storage, NULL, false, false},
-    {"a filter nobody knows", "not stored as plain bytes", unknown_filter, NULL, false, false},
-    {"chunks of 2 GiB", "not stored as plain bytes", huge_chunks, NULL, false, false},
-    {"one filter more", "behind the filter fletcher32 alone", one_filter_more, NULL, false, true},
-    {"no filter", "behind the filter fletcher32 alone", no_filter, NULL, false, true},
-    {"other chunks", "behind the filter fletcher32 alone", other_chunks, NULL, false, true},
-    {"chunks of 1 GiB", "behind the filter", chunks_of_a_gigabyte, NULL, false, true},
-    {"no chunks at all", "0 of its 1 chunks are stored", no_chunk_stored, NULL, false, true},
-    {"external storage for chunks", "behind the filter", external_storage, NULL, false, true},
-    {"an extent of 4 TiB", "does not lie where the manifest says", huge_extent, NULL, false, false},
-    {"another type", "does not lie where the manifest says", other_type, NULL, false, false},
-    {"a group instead of a tensor", "is no dataset", group_instead, NULL, false, false},
-    {"a soft link", "is a link to somewhere else", soft_link, NULL, false, false},
-    {"an external link", "is a link to somewhere else", external_link, NULL, false, false},
+    {"external storage", "not stored as plain bytes", external_storage, NULL, false,
+     CKPT_FILTER_NONE},
+    {"virtual storage", "not stored as plain bytes", virtual_storage, NULL, false,
+     CKPT_FILTER_NONE},
+    {"a filter nobody knows", "not stored as plain bytes", unknown_filter, NULL, false,
+     CKPT_FILTER_NONE},
+    {"chunks of 2 GiB", "not stored as plain bytes", huge_chunks, NULL, false, CKPT_FILTER_NONE},
+    {"one filter more", "behind the filter fletcher32 alone", one_filter_more, NULL, false,
+     CKPT_FILTER_FLETCHER32},
+    {"no filter", "behind the filter fletcher32 alone", no_filter, NULL, false,
+     CKPT_FILTER_FLETCHER32},
+    {"other chunks", "behind the filter fletcher32 alone", other_chunks, NULL, false,
+     CKPT_FILTER_FLETCHER32},
+    {"chunks of 1 GiB", "behind the filter", chunks_of_a_gigabyte, NULL, false,
+     CKPT_FILTER_FLETCHER32},
+    {"no chunks at all", "0 of its 1 chunks are stored", no_chunk_stored, NULL, false,
+     CKPT_FILTER_FLETCHER32},
+    {"external storage for chunks", "behind the filter", external_storage, NULL, false,
+     CKPT_FILTER_FLETCHER32},
+    {"a chunk that decodes to half", "does not decode to the 64 bytes", short_stream, NULL, false,
+     CKPT_FILTER_DEFLATE},
+    {"a chunk that decodes to more", "does not decode to the 64 bytes", long_stream, NULL, false,
+     CKPT_FILTER_DEFLATE},
+    {"an extent of 4 TiB", "does not lie where the manifest says", huge_extent, NULL, false,
+     CKPT_FILTER_NONE},
+    {"another type", "does not lie where the manifest says", other_type, NULL, false,
+     CKPT_FILTER_NONE},
+    {"a group instead of a tensor", "is no dataset", group_instead, NULL, false, CKPT_FILTER_NONE},
+    {"a soft link", "is a link to somewhere else", soft_link, NULL, false, CKPT_FILTER_NONE},
+    {"an external link", "is a link to somewhere else", external_link, NULL, false,
+     CKPT_FILTER_NONE},
     {"an external link above", "model is a link to somewhere else", external_model, NULL, false,
-     false},
+     CKPT_FILTER_NONE},
     {"training elsewhere", "training is a link to somewhere else", external_training, NULL, false,
-     false},
-    {"a linked header", "header is a link to somewhere else", soft_header, NULL, false, false},
+     CKPT_FILTER_NONE},
+    {"a linked header", "header is a link to somewhere else", soft_header, NULL, false,
+     CKPT_FILTER_NONE},
     {"a header linked to itself", "header is a link to somewhere else", looping_header, NULL, false,
-     false},
+     CKPT_FILTER_NONE},
     {"history from another file", "not stored as plain bytes", external_history, NULL, false,
-     false},
-    {"a history of 8 TiB", "is no column of", huge_history, NULL, false, false},
-    {"text of variable length", "no text of fixed length", flowing_text, NULL, false, false},
-    {"the uuid of another save", "belongs to another checkpoint", other_uuid, NULL, false, false},
+     CKPT_FILTER_NONE},
+    {"a history of 8 TiB", "is no column of", huge_history, NULL, false, CKPT_FILTER_NONE},
+    {"text of variable length", "no text of fixed length", flowing_text, NULL, false,
+     CKPT_FILTER_NONE},
+    {"the uuid of another save", "belongs to another checkpoint", other_uuid, NULL, false,
+     CKPT_FILTER_NONE},
     {"a job file from elsewhere", "not stored as plain bytes", external_used_ini, NULL, true,
-     false},
-    {"a shard that is a link", "is no regular file", NULL, shard_is_link, false, false},
-    {"a shard that is a pipe", "is no regular file", NULL, shard_is_pipe, false, false},
-    {"a shard that is a folder", "is no regular file", NULL, shard_is_folder, false, false},
-    {"a manifest that is a pipe", "is no regular file", NULL, manifest_is_pipe, false, false},
-    {"a manifest that is a link", "is no regular file", NULL, manifest_is_link, false, false},
-    {"a manifest of 1 TiB", "larger than", NULL, manifest_is_huge, false, false},
-    {"one file more", "is not in the manifest", NULL, one_file_more, false, false},
-    {"the shard of another step", "is damaged", NULL, shard_of_another, false, false},
+     CKPT_FILTER_NONE},
+    {"a shard that is a link", "is no regular file", NULL, shard_is_link, false, CKPT_FILTER_NONE},
+    {"a shard that is a pipe", "is no regular file", NULL, shard_is_pipe, false, CKPT_FILTER_NONE},
+    {"a shard that is a folder", "is no regular file", NULL, shard_is_folder, false,
+     CKPT_FILTER_NONE},
+    {"a manifest that is a pipe", "is no regular file", NULL, manifest_is_pipe, false,
+     CKPT_FILTER_NONE},
+    {"a manifest that is a link", "is no regular file", NULL, manifest_is_link, false,
+     CKPT_FILTER_NONE},
+    {"a manifest of 1 TiB", "larger than", NULL, manifest_is_huge, false, CKPT_FILTER_NONE},
+    {"one file more", "is not in the manifest", NULL, one_file_more, false, CKPT_FILTER_NONE},
+    {"the shard of another step", "is damaged", NULL, shard_of_another, false, CKPT_FILTER_NONE},
 };
 
 struct attempt {
@@ -281,13 +357,14 @@ static void one_attack(const struct attack *attack) {
     snprintf(a.job.folder, sizeof a.job.folder, "%s/run", case_folder);
     snprintf(dir, sizeof dir, "%.300s/iter_0000002", a.job.folder);
     case_remove(a.job.folder);
-    case_copy(template[attack->filtered ? 2 : 1], dir);
+    case_copy(template[1 + attack->filter], dir);
     case_remove(outside);
     case_copy_file(in_folder(template[1], SHARD), outside);
     if (attack->shard) {
         hid_t file = H5Fopen(in_folder(dir, SHARD), H5F_ACC_RDWR, H5P_DEFAULT);
         must(file >= 0, "open");
         attack->shard(file);
+        if (attack->filter == CKPT_FILTER_DEFLATE) sign_chunk(dir, file);
         must(H5Fclose(file) >= 0, "close");
         case_sign(dir);
     } else {
@@ -306,11 +383,13 @@ static void make_templates(void) {
         snprintf(template[job.step - 1], sizeof template[0], "%s/iter_%07d", job.folder,
                  (int)job.step);
     }
-    job.filter = CKPT_FILTER_FLETCHER32;
     job.step = 2;
-    snprintf(job.folder, sizeof job.folder, "%s/filtered", case_folder);
-    CHECK(case_run(&job, case_save) == 0, "a save behind a filter");
-    snprintf(template[2], sizeof template[2], "%s/iter_0000002", job.folder);
+    for (int f = CKPT_FILTER_FLETCHER32; f < CKPT_FILTERS; f++) {
+        job.filter = (enum ckpt_filter)f;
+        snprintf(job.folder, sizeof job.folder, "%s/filter-%d", case_folder, f);
+        CHECK(case_run(&job, case_save) == 0, "a save behind a filter");
+        snprintf(template[1 + f], sizeof template[0], "%s/iter_0000002", job.folder);
+    }
     CHECK(ckpt_read_manifest(template[1], &m) == 0, "%s", error_text());
     snprintf(block_name, sizeof block_name, "%s", m->tensor[m->n_tensors - 1].block[0].dataset);
     snprintf(outside, sizeof outside, "%s/outside", case_folder);

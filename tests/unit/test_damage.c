@@ -204,7 +204,8 @@ static void random_changes(enum ckpt_filter filter) {
     struct team_layout one = {.tp = 1, .pp = 1, .dp = 1};
     struct ckpt_manifest *m;
     char dir[400];
-    int64_t result[TEAM_MAX], n = case_long() ? 10000 : 100, same = 0, count[CHANGES] = {0};
+    int64_t result[TEAM_MAX], same = 0, count[CHANGES] = {0};
+    int64_t n = !case_long() ? 100 : filter ? 2000 : 10000;
     uint64_t x = 20240229;
     snprintf(job.folder, sizeof job.folder, "%s/large-%s", case_folder, ckpt_filter_name(filter));
     snprintf(dir, sizeof dir, "%s/iter_0000001", job.folder);

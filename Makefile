@@ -141,9 +141,9 @@ deps-lint: ## install clang-format and clang-tidy
 check: deps ## packages, build, all tests; SANITIZE=1: with ASan and UBSan
 	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
 	@SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD)
-check-long: deps ## the same with the long variants of the tests
+check-long: deps ## the same with the long variants of the tests, two at a time
 	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
-	@STRATA_LONG=1 SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD)
+	@STRATA_LONG=1 SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD) --jobs 2
 # Libraries' headers are not ours to lint; the flag gives clang 14 the type _Float16.
 lint: ## style and structure: tests/lint, clang-format 14 and clang-tidy 14
 	@tests/run.sh --build $(BUILD) --require-clang tests/lint/*.sh; found=$$?; \

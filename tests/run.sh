@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs tests and counts them. Last line: "N passed, N failed" (", N skipped" when some were).
 #
-#   tests/run.sh [--build DIR] [--timeout SECONDS] [--require-clang] [--list] [PROGRAM ...]
+#   tests/run.sh [--build DIR] [--timeout SECONDS] [--jobs N] [--require-clang] [--list] [PROGRAM ...]
 #
 # Without PROGRAM: every tests/{unit,op,mpi,equal}/test_*.c (built below DIR) and every
-# tests/{lint,equal,cli}/*.sh. A PROGRAM is such a .c or .sh file.
+# tests/{lint,equal,cli}/*.sh. A PROGRAM is such a .c or .sh file. With --jobs N, N programs run at a
+# time, those with the longest limits first, and what one prints comes when it ends.
 #
 # A program is judged by its lines and by its exit code:
 #   cmocka's "[       OK ] name", "[  FAILED  ] name", "[  SKIPPED ] name"; or
@@ -17,11 +18,12 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
-build=build limit=120 list=0
+build=build limit=120 list=0 jobs=1
 while [ $# -gt 0 ]; do
     case $1 in
     --build) build=$2; shift 2 ;;
     --timeout) limit=$2; shift 2 ;;
+    --jobs) jobs=$2; shift 2 ;;
     --require-clang) export STRATA_REQUIRE_CLANG=1; shift ;;
     --list) list=1; shift ;;
     -*) echo "tests/run.sh: unknown option $1" >&2; exit 64 ;;
@@ -142,13 +144,63 @@ run_program() {
     esac
 }
 
-for p in "${programs[@]}"; do
-    if [ -e "$p" ]; then
-        run_program "$p"
+run_named() {
+    if [ -e "$1" ]; then
+        run_program "$1"
     else
-        run_one "$p" 5 sh -c "echo 'there is no $p'; exit 1"
+        run_one "$1" 5 sh -c "echo 'there is no $1'; exit 1"
     fi
-done
+}
+
+# ---- several at a time: each in a shell of its own, which leaves what it printed and its counts ----
+by_limit() {
+    local p seconds
+    for p in "$@"; do
+        seconds=$([ -e "$p" ] && note "$p" timeout)
+        echo "${seconds:-$limit} $p"
+    done | sort -s -k1,1nr | cut -d' ' -f2-
+}
+run_apart() { # NUMBER PROGRAM
+    passed=0 failed=0 skipped=0
+    run_named "$2" >"$apart/$1.out" 2>&1
+    echo "$passed $failed $skipped" >"$apart/$1.tmp"
+    mv "$apart/$1.tmp" "$apart/$1.count"
+}
+collect() { # prints and counts what has ended since
+    local file ok bad skip
+    for file in "$apart"/*.count; do
+        [ -e "$file" ] || continue
+        cat "${file%.count}.out"
+        read -r ok bad skip <"$file"
+        passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+        ended=$((ended + 1))
+        rm -f "$file"
+    done
+}
+run_several() {
+    local n=0 p
+    ended=0
+    apart=$(mktemp -d) || exit 1
+    trap 'trap - INT TERM; rm -rf "$apart"; kill 0' INT TERM
+    while read -r p; do
+        if [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; then wait -n; collect; fi
+        run_apart "$n" "$p" </dev/null &
+        n=$((n + 1))
+    done < <(by_limit "$@")
+    wait
+    collect
+    if [ $ended != $n ]; then
+        echo "FAILED           $((n - ended)) programs left no count"
+        failed=$((failed + n - ended))
+    fi
+    rm -rf "$apart"
+}
+
+if [ "$jobs" -gt 1 ]; then
+    run_several "${programs[@]}"
+else
+    for p in "${programs[@]}"; do run_named "$p"; done
+fi
 if [ $skipped -gt 0 ]; then
     echo "$passed passed, $failed failed, $skipped skipped"
 else

@@ -6,18 +6,22 @@ dir=$TEST_TMP/planted
 mkdir -p "$dir"
 failures=0
 
-# expect NAME "LAST LINE" CODE, body of the planted program on stdin
+# expect NAME "LAST LINE" CODE, body of the planted program on stdin; alone, and as one of two at a time
 expect() {
+    local how
     cat >"$dir/$1.sh"
-    out=$("$here/tests/run.sh" --build "$TEST_TMP/build" --timeout 2 "$dir/$1.sh" 2>&1)
-    code=$?
-    last=$(printf '%s\n' "$out" | tail -n 1)
-    if [ "$last" = "$2" ] && [ "$code" = "$3" ]; then
-        echo "ok - runner: $1"
-    else
-        echo "not ok - runner: $1: got \"$last\", code $code; expected \"$2\", code $3"
-        failures=1
-    fi
+    for how in "--jobs 1" "--jobs 2"; do
+        # shellcheck disable=SC2086
+        out=$("$here/tests/run.sh" --build "$TEST_TMP/build" --timeout 2 $how "$dir/$1.sh" 2>&1)
+        code=$?
+        last=$(printf '%s\n' "$out" | tail -n 1)
+        if [ "$last" = "$2" ] && [ "$code" = "$3" ]; then
+            echo "ok - runner $how: $1"
+        else
+            echo "not ok - runner $how: $1: got \"$last\", code $code; expected \"$2\", code $3"
+            failures=1
+        fi
+    done
 }
 export SANITIZE=0
 

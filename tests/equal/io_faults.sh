@@ -48,8 +48,18 @@ verdict() {
         grep -E '^(error|warning)|not saved' "$dir/log" | head -n 3 | sed 's/^/# /'
     fi
 }
+# as_wanted: what the run left is what the undisturbed one leaves. If it warned that the last checkpoint
+# goes without its index, that is for people only: the file is away and all else must be the same.
+as_wanted() {
+    facts >"$dir/got"
+    cmp -s "$dir/got" "$dir/wanted" && return
+    grep -q 'checkpoint of step 4 goes without its index' "$dir/log" && [ ! -e "$dir/save/iter_0000004/index.h5" ] &&
+        "$strata" checkpoint verify "$dir/save/iter_0000004" >/dev/null 2>&1 &&
+        cmp -s <(without_index <"$dir/got") <(without_index <"$dir/wanted")
+}
+without_index() { grep -v 'index\.h5\|manifest\.json'; }
 # goes_on: without the fault it ends as the undisturbed run.
-goes_on() { train -- && facts >"$dir/got" && cmp -s "$dir/got" "$dir/wanted"; }
+goes_on() { train -- && as_wanted; }
 
 fresh
 train -- || { echo "not ok - the undisturbed run"; tail -n 5 "$dir/log"; exit 1; }
@@ -82,11 +92,10 @@ for kind in ENOSPC EIO EDQUOT EINTR SHORT; do
             # shellcheck disable=SC2046
             train $(fault "$k" $kind $rank) --
             code=$?
-            facts >"$dir/got"
             told=fine
             grep -q 'was not saved' "$dir/log" && told=told
             verdict "$kind at call $k of rank $rank: the job goes on ($told)" \
-                test $code = 0 -a -s "$dir/fired" -a "$(cmp "$dir/got" "$dir/wanted" && echo same)" = same
+                test $code = 0 -a -s "$dir/fired" -a "$(as_wanted && echo same)" = same
         done
     done
 done

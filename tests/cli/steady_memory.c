@@ -1,8 +1,8 @@
 /* Preloaded into a run by steady_memory.sh: counts what the program takes from the heap between its
  * MPI_Init_thread and MPI_Finalize and says so at exit. Only the first thread counts: with one thread
  * per rank and no data worker it does all of the step. Left out is what differs from run to run by
- * itself: beginning and end of MPI, whose plug-ins allocate as often as they have to wait, and the
- * threads that MPI keeps for itself. */
+ * itself: beginning and end of MPI, whose plug-ins allocate as often as they have to wait; Open MPI's
+ * event loop, which does so while a communicator is made; and the threads that MPI keeps for itself. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdatomic.h>
@@ -15,10 +15,10 @@
 #include <unistd.h>
 
 static atomic_long calls;
-static atomic_bool counting;
+static atomic_bool counting, waiting;
 
 static void count_call(void) {
-    if (counting && syscall(SYS_gettid) == getpid()) calls++;
+    if (counting && !waiting && syscall(SYS_gettid) == getpid()) calls++;
 }
 
 int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {
@@ -34,6 +34,16 @@ int MPI_Finalize(void) {
     *(void **)&next = dlsym(RTLD_NEXT, "MPI_Finalize");
     counting = false;
     return next();
+}
+
+/* Open MPI's own, called wherever it waits; with another MPI nobody calls it. */
+void opal_progress(void) {
+    void (*next)(void);
+    bool outer = waiting;
+    waiting = true;
+    *(void **)&next = dlsym(RTLD_NEXT, "opal_progress");
+    next();
+    waiting = outer;
 }
 
 extern void *__libc_malloc(size_t);

@@ -263,8 +263,11 @@ static double tensor_size(const struct tensor_error *e, int i, const char *name)
     return sqrt(is_key_bias(name) ? e[i - 3].size : e[i].size);
 }
 
+/* In fp32 a draw whose norms divide by little amplifies the rounding of sums that another layout adds
+ * in another order. What is off by more than 1e-5, but by less than 1e-4, is doubtful: main judges that
+ * draw once more in double, where only 1e-12 is allowed. */
 static bool compare_gradients(const struct kit_rank *k, const struct draw *d,
-                              const struct reference *r) {
+                              const struct reference *r, bool *doubtful) {
     struct tensor_error *e = xcalloc((size_t)r->n + 1, sizeof *e);
     int first = k->st.stack->first_param[k->st.first];
     double tol = d->layout.dtype == DTYPE_F64 ? 1e-12 : 1e-5;
@@ -278,7 +281,10 @@ static bool compare_gradients(const struct kit_rank *k, const struct draw *d,
         const char *name = k->st.params.param[i].name;
         const struct tensor_error *t = &e[first + i];
         double diff = sqrt(t->diff), size = tensor_size(e, first + i, name);
-        if (!(diff <= tol * size) || (exact && t->bits != 0)) {
+        bool close = diff <= tol * size;
+        bool excused = !exact && d->layout.dtype == DTYPE_F32 && diff <= 10 * tol * size;
+        *doubtful = *doubtful || (!close && excused);
+        if ((!close && !excused) || (exact && t->bits != 0)) {
             if (good)
                 printf("# rank %d, %s: gradient is off by %.3g of %.3g, %g elements differ\n",
                        comm_world_rank(), name, diff, size, t->bits);
@@ -351,8 +357,9 @@ static bool repeats(struct kit_rank *k, const struct draw *d, const struct kit_b
     return good;
 }
 
+/* Sets *doubtful on every rank. */
 static bool run_draw(struct draw *d, const struct grid *grid, struct stack *s, struct kit_batch *b,
-                     const struct reference *r) {
+                     const struct reference *r, bool *doubtful) {
     struct kit_rank k;
     struct microbatch most = kit_largest(b, d->D * d->M);
     const struct kit_batch *mine = b + group_rank(grid_group(grid, GROUP_DP)) * d->M;
@@ -362,7 +369,10 @@ static bool run_draw(struct draw *d, const struct grid *grid, struct stack *s, s
     predict(&k, d, mine, true, messages, bytes);
     bool good = compare_messages(&k, messages, bytes);
     good = compare_loss(&k, d, loss, r->loss) && good;
-    good = compare_gradients(&k, d, r) && good;
+    good = compare_gradients(&k, d, r, doubtful) && good;
+    int64_t any = *doubtful;
+    comm_allreduce_i64(grid_group(grid, GROUP_WORLD), &any, 1, REDUCE_MAX);
+    *doubtful = any != 0;
     if (!repeats(&k, d, mine, loss)) {
         printf("# rank %d: a second run differs\n", comm_world_rank());
         good = false;
@@ -372,6 +382,20 @@ static bool run_draw(struct draw *d, const struct grid *grid, struct stack *s, s
     grid_destroy((struct grid *)(uintptr_t)grid);
     backend_destroy(k.be);
     return good;
+}
+
+/* Against one rank, in the working type of the draw. */
+static bool judge(struct draw *d, struct stack *s, struct kit_batch *b) {
+    struct reference r;
+    struct grid *grid;
+    bool doubtful = false;
+    s->sequence_parallel = false;
+    reference_make(&r, d, s, b);
+    if (grid_create(d->T, d->P, d->mapping, 2, &grid) != 0) error_exit();
+    s->sequence_parallel = d->sequence_parallel;
+    run_draw(d, grid, s, b, &r, &doubtful);
+    reference_free(&r);
+    return !doubtful;
 }
 
 /* ---- kinds of stage (doc/shapes.md) ------------------------------------------------------------------- */
@@ -414,18 +438,17 @@ int main(int argc, char **argv) {
     for (int i = 0; i < draws; i++) {
         struct draw d;
         struct kit_batch b[BATCHES_MAX];
-        struct reference r;
-        struct grid *grid;
         draw_make(&d, ranks, i);
         struct stack s = kit_stack(&d.cfg);
         count_kinds(&d, &s, seen);
         if (only < 0 || only == i) {
             batches_make(&d, &s, b);
-            reference_make(&r, &d, &s, b);
-            if (grid_create(d.T, d.P, d.mapping, 2, &grid) != 0) error_exit();
-            s.sequence_parallel = d.sequence_parallel;
-            run_draw(&d, grid, &s, b, &r);
-            reference_free(&r);
+            if (!judge(&d, &s, b)) {
+                size_t n = strlen(d.name);
+                snprintf(d.name + n, sizeof d.name - n, ", in double");
+                d.layout.dtype = DTYPE_F64;
+                judge(&d, &s, b);
+            }
             for (int k = 0; k < d.D * d.M; k++) kit_batch_free(&b[k]);
         }
         stack_free(&s);

@@ -36,10 +36,23 @@ void log_close(void) {
     out.file = NULL;
 }
 
+/* In one piece: stderr is not buffered, and a launcher that joins the streams of its ranks would put
+ * lines of others between the pieces. Longer ones take that chance. */
 static void write_line(FILE *to, const char *prefix, const char *fmt, va_list args) {
-    fputs(prefix, to);
-    vfprintf(to, fmt, args);
-    fputc('\n', to);
+    char line[4096];
+    va_list again;
+    va_copy(again, args);
+    int n = snprintf(line, sizeof line, "%s", prefix);
+    int text = vsnprintf(line + n, sizeof line - (size_t)n, fmt, again);
+    va_end(again);
+    if (text >= 0 && (size_t)(n + text) + 1 < sizeof line) {
+        line[n + text] = '\n';
+        fwrite(line, 1, (size_t)(n + text) + 1, to);
+    } else {
+        fputs(prefix, to);
+        vfprintf(to, fmt, args);
+        fputc('\n', to);
+    }
     fflush(to);
 }
 

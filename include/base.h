@@ -165,5 +165,12 @@ int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes);
 int file_read_regular(const char *path, size_t max_bytes, char **data, size_t *bytes);
 int file_write_atomic(const char *path, const void *data, size_t bytes); /* tmp, fsync, rename */
 int dir_make(const char *path); /* with parents; each new name is synced */
+/* Whether a file is a Git LFS pointer, the short text that a clone without git-lfs holds in place of a
+ * large file: from its whole contents, or by reading it (false too if it cannot be read). The sentence
+ * about it is the file's name, a blank, and LFS_POINTER. */
+#define LFS_POINTER                                                                                \
+    "is a Git LFS pointer, not the file that it stands for; fetch that file with: git lfs pull"
+bool lfs_pointer(const void *data, size_t bytes);
+bool lfs_pointer_file(const char *path);
 
 #endif

@@ -291,6 +291,38 @@ static struct json *read_json(const char *text) {
     return json_read_text("text", text, strlen(text), &root) == 0 ? root : NULL;
 }
 
+/* Accepted: what Git LFS writes, with an extension too. Not: other versions of a text, or a long one. */
+static void test_lfs_pointers(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        bool is_one;
+    } row[] = {
+        {"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", true},
+        {"version https://git-lfs.github.com/spec/v1\next-0-x sha256:1\noid sha256:4d\n", true},
+        {"version https://git-lfs.github.com/spec/", false},
+        {"version 3\nhttps://git-lfs.github.com/spec/v1\n", false},
+        {" version https://git-lfs.github.com/spec/v1\n", false},
+        {"", false},
+    };
+    char dir[] = "/tmp/strata_base_XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    char *path = xasprintf("%s/pointer", dir);
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        assert_int_equal(lfs_pointer(row[i].text, strlen(row[i].text)), row[i].is_one);
+        assert_int_equal(file_write_atomic(path, row[i].text, strlen(row[i].text)), 0);
+        assert_int_equal(lfs_pointer_file(path), row[i].is_one);
+    }
+    char large[1024] = "version https://git-lfs.github.com/spec/v1\n";
+    assert_false(lfs_pointer(large, sizeof large));
+    assert_int_equal(file_write_atomic(path, large, sizeof large), 0);
+    assert_false(lfs_pointer_file(path));
+    unlink(path);
+    assert_false(lfs_pointer_file(path));
+    free(path);
+    rmdir(dir);
+}
+
 static void test_json_reads_and_writes(void **state) {
     (void)state;
     struct json *o = json_new_object(), *a = json_new_array();
@@ -364,6 +396,7 @@ int main(void) {
         cmocka_unit_test(test_check_ends_the_job),
         cmocka_unit_test(test_error_trace),
         cmocka_unit_test(test_files),
+        cmocka_unit_test(test_lfs_pointers),
         cmocka_unit_test(test_json_reads_and_writes),
         cmocka_unit_test(test_json_refuses),
     };

@@ -45,6 +45,7 @@ struct json *json_new_array(void);
 struct json *json_new_integer(int64_t v);
 struct json *json_new_real(double v);
 struct json *json_new_string(const char *s);
+struct json *json_new_text(const char *s, size_t bytes); /* may hold NUL bytes */
 struct json *json_new_bool(bool v);
 void json_set(struct json *object, const char *key, struct json *value);
 void json_append(struct json *array, struct json *value);

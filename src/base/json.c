@@ -85,7 +85,9 @@ int json_read_text(const char *name, const char *text, size_t bytes, struct json
     json_t *v = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
     if (v == NULL)
         return syntax_error(name, text, bytes, why.position > 0 ? (size_t)why.position : 0,
-                            why.text);
+                            json_error_code(&why) == json_error_null_character
+                                ? "a text holds the NUL character \\u0000"
+                                : why.text);
     *root = wrap(v);
     return 0;
 }
@@ -179,15 +181,18 @@ struct json *json_new_real(double v) {
 }
 
 /* Text that is not UTF-8 (a path may be anything) is kept readable: foreign bytes become '?'. */
-struct json *json_new_string(const char *s) {
-    json_t *v = json_stringn(s, strlen(s));
+struct json *json_new_text(const char *s, size_t bytes) {
+    json_t *v = json_stringn(s, bytes);
     if (v != NULL) return wrap(v);
-    char *ascii = xstrdup(s);
-    for (char *c = ascii; *c != '\0'; c++)
-        if ((unsigned char)*c > 0x7e) *c = '?';
-    v = json_stringn(ascii, strlen(ascii));
+    char *ascii = xmalloc(bytes + 1);
+    for (size_t i = 0; i < bytes; i++) ascii[i] = (unsigned char)s[i] > 0x7e ? '?' : s[i];
+    v = json_stringn(ascii, bytes);
     free(ascii);
     return wrap(v);
+}
+
+struct json *json_new_string(const char *s) {
+    return json_new_text(s, strlen(s));
 }
 
 struct json *json_new_bool(bool v) {

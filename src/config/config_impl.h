@@ -63,7 +63,6 @@ struct config_entries {
 /* Reads and checks the raw file; faults are recorded and what is readable is returned. */
 int config_scan(const char *path, struct config_entries *entries);
 void config_entries_free(struct config_entries *entries);
-bool config_text_is_utf8(const char *text, size_t bytes);
 
 enum config_origin { ORIGIN_DEFAULT, ORIGIN_DERIVED, ORIGIN_FILE, ORIGIN_ARGUMENT };
 struct config_place {

@@ -9,6 +9,7 @@
 #include <iniparser.h>
 
 #include "config_impl.h"
+#include "encoding.h"
 
 #define FILE_MAX_BYTES (1 << 20)
 #define LINE_MAX_BYTES 1022 /* iniparser's buffer of 1024 holds the newline and the NUL too */
@@ -25,28 +26,6 @@ static void fault(struct scan *s, const char *what, const char *text) {
     s->faulty = true;
     error_raise(EXIT_USAGE, "%s:%d: %s%s%.200s", s->path, s->line, what, text != NULL ? ": " : "",
                 text != NULL ? text : "");
-}
-
-/* Bytes of the UTF-8 sequence at p (RFC 3629: shortest form, no surrogates), 0 if it is none. */
-static size_t utf8_length(const unsigned char *p, size_t left) {
-    if (p[0] < 0x80) return 1;
-    size_t n = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
-    if (p[0] < 0xc2 || p[0] > 0xf4 || n > left) return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
-        (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f))
-        return 0;
-    return n;
-}
-
-bool config_text_is_utf8(const char *text, size_t bytes) {
-    for (size_t i = 0; i < bytes;) {
-        size_t n = utf8_length((const unsigned char *)text + i, bytes - i);
-        if (n == 0) return false;
-        i += n;
-    }
-    return true;
 }
 
 static char *trim(char *text) {
@@ -164,7 +143,7 @@ static void scan_line(struct scan *s, char *text, size_t bytes) {
         fault(s, "a NUL byte", NULL);
     else if (bytes > LINE_MAX_BYTES)
         fault(s, "the line is longer than 1022 bytes", NULL);
-    else if (!config_text_is_utf8(text, bytes))
+    else if (!encoding_is_utf8(text, bytes))
         fault(s, "not UTF-8", NULL);
     else if (strchr(text, '\r') != NULL)
         fault(s, "a carriage return; write plain newlines (dos2unix)", NULL);
@@ -226,7 +205,12 @@ int config_scan(const char *path, struct config_entries *entries) {
     sha256_begin(&hash);
     sha256_add(&hash, text, bytes);
     sha256_end(&hash, entries->sha256);
-    scan_text(&s, text, bytes);
+    char why[ENCODING_WHY_BYTES];
+    s.faulty = encoding_is_foreign(text, bytes, why);
+    if (s.faulty)
+        error_raise(EXIT_USAGE, "%s:1: the file %s", path, why);
+    else
+        scan_text(&s, text, bytes);
     if (!s.faulty) compare_split(&s);
     free(s.section);
     free(text);

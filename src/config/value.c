@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "config_impl.h"
+#include "encoding.h"
 
 const char *config_literal_default(const struct config_key *key) {
     const char *text = key->initial;
@@ -159,7 +160,7 @@ static const char *parse_list(const struct config_key *key, const char *text, vo
 /* A text must survive being written to a job file and read again. */
 static const char *check_text(const struct config_key *key, const char *text) {
     if (strlen(text) + strlen(key->name) > 960) return "longer than a line of a job file can hold";
-    if (!config_text_is_utf8(text, strlen(text))) return "not UTF-8";
+    if (!encoding_is_utf8(text, strlen(text))) return "not UTF-8";
     for (const char *c = text; *c != '\0'; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7f) return "a control character";
     if (strchr(text, '"') != NULL && strchr(text, '\'') != NULL)

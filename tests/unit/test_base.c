@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "encoding.h"
 #include "json.h"
 
 /* Philox4x32-10 answers published with the paper's library (zeros, ones, digits of pi). */
@@ -323,6 +324,48 @@ static void test_lfs_pointers(void **state) {
     rmdir(dir);
 }
 
+static void test_encoding(void **state) {
+    (void)state;
+    static const struct {
+        const char *data;
+        size_t bytes;
+        const char *why;
+    } row[] = {
+        {"", 0, NULL},
+        {"a\nb", 3, NULL},
+        {"\xef\xbb\xbf", 3, NULL},
+        {"\xff\xfe"
+         "a\0",
+         4, "is UTF-16 text; write it as UTF-8"},
+        {"\xfe\xff\0a", 4, "is UTF-16 text"},
+        {"[\0\n\0]\0", 6, "is UTF-16 text"},
+        {"\0[\0]", 4, "is UTF-16 text"},
+        {"\xff\xfe\0\0", 4, "is UTF-32 text"},
+        {"\0\0\xfe\xff", 4, "is UTF-32 text"},
+        {"one\ntwo\0", 8, "holds a NUL byte in line 2 (byte 7)"},
+        {"\0", 1, "holds a NUL byte in line 1 (byte 0)"},
+        {"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", 57, "is a Git LFS pointer"},
+    };
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        char why[ENCODING_WHY_BYTES] = "";
+        bool good = encoding_is_text(row[i].data, row[i].bytes, why);
+        if (good != (row[i].why == NULL) || (!good && strstr(why, row[i].why) != why))
+            fail_msg("row %zu: %s", i, why);
+    }
+    assert_int_equal(encoding_mark("\xef\xbb\xbf\xef\xbb\xbf"
+                                   "a",
+                                   7),
+                     6);
+    assert_int_equal(encoding_mark("a\xef\xbb\xbf", 4), 0);
+    assert_int_equal(encoding_mark("\xef\xbb", 2), 0);
+    assert_true(encoding_is_utf8("a\xc3\xa9\xe7\x8c\xab\xf0\x9f\x98\x80", 10));
+    static const char *const bad[] = {
+        "\xc3", "\xc0\xaf",         "\xe0\x80\xaf",    "\xed\xa0\x80", "\xf5\x80\x80\x80",
+        "\x80", "\xf0\x80\x80\x80", "\xf4\x90\x80\x80"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_false(encoding_is_utf8(bad[i], strlen(bad[i])));
+}
+
 static void test_json_reads_and_writes(void **state) {
     (void)state;
     struct json *o = json_new_object(), *a = json_new_array();
@@ -372,6 +415,7 @@ static void test_json_refuses(void **state) {
         assert_null(read_json(bad[i]));
         assert_int_equal(error_code(), EXIT_BAD_DATA);
         assert_non_null(strstr(error_text(), "text: byte "));
+        assert_null(strstr(error_text(), "JSON_ALLOW_NUL")); /* a flag of the library, not ours */
     }
     memmove(deep, deep + 1, 128);
     deep[128] = '\0';
@@ -397,6 +441,7 @@ int main(void) {
         cmocka_unit_test(test_error_trace),
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_lfs_pointers),
+        cmocka_unit_test(test_encoding),
         cmocka_unit_test(test_json_reads_and_writes),
         cmocka_unit_test(test_json_refuses),
     };

@@ -207,6 +207,8 @@ static void test_raw_file(void **state) {
     RAW("[run]\nfamily = ll\xff\n", "2", "not UTF-8");
     RAW("[run]\n; \xed\xa0\x80\n", "2", "not UTF-8");
     RAW("[run]\nfamily = ll\0va\n", "2", "NUL");
+    RAW("\xff\xfe[\0r\0u\0n\0]\0", "1", "the file is UTF-16 text; write it as UTF-8");
+    RAW("[\0r\0u\0n\0]\0", "1", "the file is UTF-16 text");
     RAW("family = llava\n[run]\n", "1", "before the first [section]");
     RAW("[run]\nfamily\n", "2", "neither");
     RAW("[run\nfamily = llava\n", "1", "alone on its line");

@@ -27,6 +27,7 @@ enum data_aspect {
     ASPECT_ANYRES  /* several tiles (LLaVA-1.6), see struct anyres */
 };
 enum data_bad_image { BAD_IMAGE_FAIL, BAD_IMAGE_SKIP, BAD_IMAGE_BLANK };
+enum data_caption_lines { CAPTION_ALL, CAPTION_FIRST };
 enum data_no_target { NO_TARGET_FAIL, NO_TARGET_SKIP, NO_TARGET_KEEP };
 
 /* ---- anyres -----------------------------------------------------------------------------------
@@ -60,7 +61,8 @@ struct data_settings {
     const char *cache_path;        /* folder of the index */
     const char *image_folder;      /* llava_json: images lie below it; NULL: the JSON's folder */
     const char *caption_extension; /* captioned_folder, with its dot; NULL: ".txt" */
-    const char *caption_prompt;    /* captioned_folder: human text, unused by template plain */
+    enum data_caption_lines caption_lines; /* captioned_folder */
+    const char *caption_prompt; /* captioned_folder: human text, unused by template plain */
     enum data_template conversation_template;
     bool strict_llava_masking;  /* also mask rows that LLaVA's own code throws away (llava_json) */
     const char *tokenizer_type; /* Llama2Tokenizer, SentencePieceTokenizer, or its GPT twin */
@@ -195,8 +197,9 @@ const char *tokenizer_sha256(const struct tokenizer *t); /* of the model file, 6
 /* Appends. `<image>` in the text becomes DATA_IMAGE_MARKER if images is set, else plain text. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool bos,
                      bool images, struct id_list *out);
-/* UTF-8, malloc'ed, one leading blank dropped; negative ids are skipped. NULL after error_raise. */
-char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n);
+/* UTF-8, malloc'ed, one leading blank dropped; negative ids are skipped. NULL after error_raise. The
+ * text may hold NUL bytes (token <0x00>); *bytes is its length, one NUL more stands behind it. */
+char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, size_t *bytes);
 /* sha256 over model file, template and special ids: what a checkpoint compares (64 hex digits). */
 void tokenizer_template_sha256(const struct tokenizer *t, enum data_template tpl, char hex[65]);
 

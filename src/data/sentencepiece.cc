@@ -54,10 +54,13 @@ extern "C" int sp_unk(const struct sp_model *model) {
     return model->processor.unk_id();
 }
 
-extern "C" const char *sp_piece(const struct sp_model *model, int id, bool *cut_out) {
+extern "C" const char *sp_piece(const struct sp_model *model, int id, size_t *bytes,
+                                bool *cut_out) {
     const auto &p = model->processor;
+    const std::string &text = p.IdToPiece(id);
     *cut_out = p.IsControl(id) || p.IsUnknown(id);
-    return p.IdToPiece(id).c_str();
+    *bytes = text.size();
+    return text.data();
 }
 
 extern "C" int sp_encode(const struct sp_model *model, const char *text, size_t bytes, sp_emit emit,

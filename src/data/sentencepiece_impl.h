@@ -17,8 +17,9 @@ int sp_pieces(const struct sp_model *model);
 int sp_bos(const struct sp_model *model); /* -1: none */
 int sp_eos(const struct sp_model *model);
 int sp_unk(const struct sp_model *model);
-/* cut_out: a control or unknown piece, which never arises from text by itself. */
-const char *sp_piece(const struct sp_model *model, int id, bool *cut_out);
+/* Text of a piece and its length: the text may hold NUL bytes. cut_out: a control or unknown piece,
+ * which never arises from text by itself. */
+const char *sp_piece(const struct sp_model *model, int id, size_t *bytes, bool *cut_out);
 /* emit gets every id with the byte of `text` where its piece begins (the dummy prefix: 0). */
 int sp_encode(const struct sp_model *model, const char *text, size_t bytes, sp_emit emit,
               void *arg);

@@ -9,6 +9,9 @@
 
 #define MODEL_BYTES_MAX ((size_t)64 << 20)
 #define PIECES_MAX 1000000
+/* Looking for a special piece costs at most so many comparisons per byte of text. Those of published
+ * models have less than 40 bytes. */
+#define SPECIAL_BYTES_MAX 128
 
 struct special {
     const char *text;
@@ -19,9 +22,10 @@ struct special {
 struct tokenizer {
     struct sp_model *model;
     int64_t n_pieces;
-    struct special *special;
-    int n_special;
-    bool begins_special[256]; /* first bytes of special pieces */
+    struct special
+        *special; /* in the order of their bytes: those that begin alike are neighbours */
+    int n_special, special_capacity;
+    int first_special[257]; /* [b], [b+1]: the range of those whose first byte is b */
     char sha256[65];
 };
 
@@ -36,19 +40,76 @@ static int check_type(const char *type) {
                        type);
 }
 
-static void collect_special(struct tokenizer *t) {
+static int by_bytes(const void *a, const void *b) {
+    const struct special *x = a, *y = b;
+    int order = memcmp(x->text, y->text, x->bytes < y->bytes ? x->bytes : y->bytes);
+    if (order != 0) return order;
+    if (x->bytes != y->bytes) return x->bytes < y->bytes ? -1 : 1;
+    return x->id < y->id ? -1 : 1;
+}
+
+static int collect_special(const char *path, struct tokenizer *t) {
     for (int64_t id = 0; id < t->n_pieces; id++) {
         bool cut_out;
-        const char *text = sp_piece(t->model, (int)id, &cut_out);
-        if (!cut_out || text[0] == '\0') continue;
-        t->special = xrealloc(t->special, (size_t)(t->n_special + 1) * sizeof *t->special);
-        t->special[t->n_special++] = (struct special){text, strlen(text), (int32_t)id};
-        t->begins_special[(unsigned char)text[0]] = true;
+        size_t bytes;
+        const char *text = sp_piece(t->model, (int)id, &bytes, &cut_out);
+        if (!cut_out || bytes == 0) continue;
+        if (bytes > SPECIAL_BYTES_MAX)
+            return error_raise(EXIT_BAD_DATA,
+                               "%s: the special piece %lld has %zu bytes, allowed are %d", path,
+                               (long long)id, bytes, SPECIAL_BYTES_MAX);
+        if (t->n_special == t->special_capacity) {
+            t->special_capacity = 2 * t->special_capacity + 16;
+            t->special = xrealloc(t->special, (size_t)t->special_capacity * sizeof *t->special);
+        }
+        t->special[t->n_special++] = (struct special){text, bytes, (int32_t)id};
     }
+    if (t->n_special > 0) qsort(t->special, (size_t)t->n_special, sizeof *t->special, by_bytes);
+    for (int b = 0, i = 0; b <= 256; b++) {
+        while (i < t->n_special && (unsigned char)t->special[i].text[0] < b) i++;
+        t->first_special[b] = i;
+    }
+    return 0;
+}
+
+static size_t read_varint(const char *data, size_t bytes, size_t *at) {
+    size_t v = 0;
+    for (int shift = 0; *at < bytes && shift < 64; shift += 7) {
+        unsigned char c = (unsigned char)data[(*at)++];
+        v |= (size_t)(c & 0x7f) << shift;
+        if (c < 0x80) return v;
+    }
+    *at = bytes; /* no number: the library will say so */
+    return 0;
+}
+
+/* Pieces of a serialised model (protobuf: field 1), counted before the library makes an object of each.
+ * Whatever is malformed ends the count; the library judges the file. */
+static int64_t count_pieces(const char *data, size_t bytes) {
+    int64_t n = 0;
+    for (size_t at = 0; at < bytes;) {
+        size_t tag = read_varint(data, bytes, &at), length = 0;
+        if (tag % 8 == 0)
+            read_varint(data, bytes, &at);
+        else if (tag % 8 == 1 || tag % 8 == 5)
+            length = tag % 8 == 1 ? 8 : 4;
+        else if (tag % 8 == 2)
+            length = read_varint(data, bytes, &at);
+        else
+            return n;
+        if (length > bytes - at) return n;
+        at += length;
+        n += tag == (1 << 3 | 2);
+    }
+    return n;
 }
 
 static int load_model(const char *path, const char *data, size_t bytes, struct tokenizer *t) {
     char message[256];
+    int64_t n_pieces = count_pieces(data, bytes);
+    if (n_pieces > PIECES_MAX)
+        return error_raise(EXIT_BAD_DATA, "%s has %lld pieces, allowed are 1..%d", path,
+                           (long long)n_pieces, PIECES_MAX);
     if (sp_create(data, bytes, &t->model, message, sizeof message) != 0)
         return error_raise(EXIT_BAD_DATA,
                            "%s is no SentencePiece model (%s); set tokenizer_model to one", path,
@@ -60,8 +121,7 @@ static int load_model(const char *path, const char *data, size_t bytes, struct t
     if (sp_bos(t->model) < 0 || sp_eos(t->model) < 0)
         return error_raise(EXIT_BAD_DATA,
                            "%s has no begin or no end piece (<s>, </s>); train it with both", path);
-    collect_special(t);
-    return 0;
+    return collect_special(path, t);
 }
 
 static int read_model(const char *path, char **data, size_t *bytes, char hex[65]) {
@@ -69,6 +129,11 @@ static int read_model(const char *path, char **data, size_t *bytes, char hex[65]
         return error_raise(EXIT_USAGE, "tokenizer_model is missing in section [data]");
     int rc = file_read(path, MODEL_BYTES_MAX, data, bytes);
     if (rc != 0) return error_note(rc, "while opening tokenizer_model");
+    if (lfs_pointer(*data, *bytes)) {
+        free(*data);
+        *data = NULL;
+        return error_raise(EXIT_BAD_DATA, "tokenizer_model %s " LFS_POINTER, path);
+    }
     struct sha256 hash;
     sha256_begin(&hash);
     sha256_add(&hash, *data, *bytes);
@@ -121,9 +186,11 @@ int32_t tokenizer_eos(const struct tokenizer *t) {
 }
 
 int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece) {
+    size_t n = strlen(piece), bytes;
     for (int64_t id = 0; id < t->n_pieces; id++) {
         bool cut_out;
-        if (strcmp(sp_piece(t->model, (int)id, &cut_out), piece) == 0) return (int32_t)id;
+        const char *text = sp_piece(t->model, (int)id, &bytes, &cut_out);
+        if (bytes == n && memcmp(text, piece, n) == 0) return (int32_t)id;
     }
     return -1;
 }
@@ -144,15 +211,30 @@ void tokenizer_template_sha256(const struct tokenizer *t, enum data_template tpl
 
 /* ---- encoding ------------------------------------------------------------------------------ */
 
+/* First of special[lo, hi), which all begin with the same k bytes, whose byte k is at least c. */
+static int lower_bound(const struct tokenizer *t, int lo, int hi, size_t k, int c) {
+    while (lo < hi) {
+        int mid = lo + (hi - lo) / 2;
+        if ((unsigned char)t->special[mid].text[k] < c)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
 /* The longest special piece that stands at text[0]; NULL if none does. */
 static const struct special *special_at(const struct tokenizer *t, const char *text, size_t bytes) {
     const struct special *best = NULL;
-    if (!t->begins_special[(unsigned char)text[0]]) return NULL;
-    for (int i = 0; i < t->n_special; i++) {
-        const struct special *s = &t->special[i];
-        if (s->bytes <= bytes && memcmp(text, s->text, s->bytes) == 0 &&
-            (best == NULL || s->bytes > best->bytes))
-            best = s;
+    int c = (unsigned char)text[0], lo = t->first_special[c], hi = t->first_special[c + 1];
+    for (size_t k = 1; lo < hi; k++) {
+        /* special[lo, hi) are those that begin with text[0, k); the shortest come first */
+        if (t->special[lo].bytes == k) best = &t->special[lo];
+        while (lo < hi && t->special[lo].bytes == k) lo++;
+        if (k == bytes) break;
+        c = (unsigned char)text[k];
+        lo = lower_bound(t, lo, hi, k, c);
+        hi = lower_bound(t, lo, hi, k, c + 1);
     }
     return best;
 }
@@ -216,17 +298,23 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, 
 
 /* ---- decoding ------------------------------------------------------------------------------ */
 
+struct decoded {
+    char *text;
+    size_t bytes;
+};
+
 static void keep_text(void *arg, const char *text, size_t bytes) {
-    char **out = arg;
-    *out = xmalloc(bytes + 1);
-    memcpy(*out, text, bytes);
-    (*out)[bytes] = '\0';
+    struct decoded *d = arg;
+    d->text = xmalloc(bytes + 1);
+    memcpy(d->text, text, bytes);
+    d->text[bytes] = '\0';
+    d->bytes = bytes;
 }
 
-char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n) {
+char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, size_t *bytes) {
     int *kept = xmalloc((size_t)(n + 1) * sizeof *kept);
     size_t n_kept = 0;
-    char *text = NULL;
+    struct decoded d = {0};
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] >= t->n_pieces) {
             error_raise(EXIT_BAD_DATA, "token id %d is beyond the tokenizer's %lld pieces",
@@ -236,8 +324,9 @@ char *tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n)
         }
         if (ids[i] >= 0) kept[n_kept++] = ids[i];
     }
-    if (sp_decode(t->model, kept, n_kept, keep_text, &text) != 0)
+    if (sp_decode(t->model, kept, n_kept, keep_text, &d) != 0)
         error_raise(EXIT_INTERNAL, "libsentencepiece failed to decode %zu ids", n_kept);
     free(kept);
-    return text;
+    if (bytes != NULL) *bytes = d.bytes;
+    return d.text;
 }

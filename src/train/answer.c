@@ -13,16 +13,23 @@ void answer_begin(struct answer *a) {
     a->ids.n = 0;
     free(a->text);
     a->text = xstrdup("");
-    a->shown = 0;
+    a->bytes = a->shown = 0;
     a->ended = false;
+}
+
+/* Length of the first n bytes of the text without the blanks at their end. */
+static size_t without_blanks(const struct answer *a, size_t n) {
+    static const char blanks[] = {' ', '\t', '\r', '\n'};
+    while (n > 0 && memchr(blanks, a->text[n - 1], sizeof blanks) != NULL) n--;
+    return n;
 }
 
 /* Bytes that later tokens cannot change: a character whose bytes are still coming decodes to the
  * replacement character, and what may be the beginning of the stop text waits too. */
 static size_t settled(const struct answer *a) {
-    size_t n = strlen(a->text);
+    size_t n = a->bytes;
     while (n >= 3 && memcmp(a->text + n - 3, "\xef\xbf\xbd", 3) == 0) n -= 3;
-    while (n > 0 && strchr(" \t\r\n", a->text[n - 1]) != NULL) n--; /* the end may be trimmed */
+    n = without_blanks(a, n); /* the end may be trimmed */
     size_t stop = a->stop_text == NULL ? 0 : strlen(a->stop_text);
     for (size_t k = stop < n ? stop : n; k > 0; k--)
         if (memcmp(a->text + n - k, a->stop_text, k) == 0) return n - k;
@@ -47,11 +54,12 @@ int answer_add(struct answer *a, int32_t id) {
     }
     a->ids.ids[a->ids.n++] = id;
     free(a->text);
-    a->text = tokenizer_decode(a->tokenizer, a->ids.ids, a->ids.n);
+    a->text = tokenizer_decode(a->tokenizer, a->ids.ids, a->ids.n, &a->bytes);
     if (a->text == NULL) return error_code();
-    char *stop = a->stop_text != NULL ? strstr(a->text, a->stop_text) : NULL;
+    char *stop =
+        a->stop_text != NULL ? memmem(a->text, a->bytes, a->stop_text, strlen(a->stop_text)) : NULL;
     if (stop != NULL) {
-        *stop = 0;
+        a->bytes = (size_t)(stop - a->text);
         a->ended = true;
     }
     show(a, settled(a));
@@ -59,10 +67,8 @@ int answer_add(struct answer *a, int32_t id) {
 }
 
 void answer_end(struct answer *a) {
-    size_t n = strlen(a->text);
-    while (n > 0 && strchr(" \t\r\n", a->text[n - 1]) != NULL) n--;
-    a->text[n] = 0;
-    show(a, n);
+    a->bytes = without_blanks(a, a->bytes);
+    show(a, a->bytes);
     if (a->stream != NULL) fputc('\n', a->stream);
 }
 
@@ -70,10 +76,12 @@ void answer_end(struct answer *a) {
 static void answer_id(const struct answer *a, const struct question *q, const char *model,
                       char hex[65]) {
     struct sha256 hash;
-    const char *part[] = {model, q->name, q->prompt, a->text};
+    const char *part[] = {model, q->name, q->prompt};
     sha256_begin(&hash);
     for (size_t i = 0; i < sizeof part / sizeof *part; i++)
         sha256_add(&hash, part[i], strlen(part[i]) + 1);
+    sha256_add(&hash, a->text, a->bytes);
+    sha256_add(&hash, "", 1);
     sha256_end(&hash, hex);
     hex[22] = 0;
 }
@@ -85,7 +93,7 @@ char *answer_line(const struct answer *a, const struct question *q, const char *
     json_set(o, "question_id",
              q->numbered ? json_new_integer(q->number) : json_new_string(q->name));
     json_set(o, "prompt", json_new_string(q->prompt));
-    json_set(o, "text", json_new_string(a->text));
+    json_set(o, "text", json_new_text(a->text, a->bytes));
     json_set(o, "answer_id", json_new_string(hex));
     json_set(o, "model_id", json_new_string(model));
     json_set(more, "finish_reason", json_new_string(a->ended ? "stop" : "length"));

@@ -79,7 +79,8 @@ struct answer {
     const struct tokenizer *tokenizer;
     const char *stop_text; /* NULL: the end token alone ends it */
     struct id_list ids;
-    char *text;   /* of the ids so far */
+    char *text;   /* of the ids so far; it may hold NUL bytes */
+    size_t bytes; /* of the text */
     size_t shown; /* bytes of it that were streamed */
     bool ended;   /* by the end token or the stop text; else it reached its longest */
     FILE *stream; /* NULL: not shown */

@@ -227,12 +227,12 @@ static void test_decode(void **state) {
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         struct id_list list = {0};
         assert_int_equal(tokenizer_encode(tok, texts[i], strlen(texts[i]), true, true, &list), 0);
-        char *back = tokenizer_decode(tok, list.ids, list.n);
+        char *back = tokenizer_decode(tok, list.ids, list.n, NULL);
         assert_string_equal(back, texts[i]);
         free(back);
         free(list.ids);
     }
-    assert_null(tokenizer_decode(tok, &(int32_t){32000}, 1));
+    assert_null(tokenizer_decode(tok, &(int32_t){32000}, 1, NULL));
     assert_non_null(strstr(error_text(), "32000"));
     error_clear();
 }

@@ -123,6 +123,9 @@ struct config_real_list {
     C(ON_NO_TARGET_FAIL, "fail", NULL)                                                             \
     C(ON_NO_TARGET_SKIP, "skip", NULL)                                                             \
     C(ON_NO_TARGET_KEEP, "keep", NULL)
+#define CONFIG_CAPTION_LINES(C)                                                                    \
+    C(CAPTION_LINES_ALL, "all", NULL)                                                              \
+    C(CAPTION_LINES_FIRST, "first", NULL)
 #define CONFIG_TOKENIZER(C)                                                                        \
     C(TOKENIZER_LLAMA2, "Llama2Tokenizer", NULL)                                                   \
     C(TOKENIZER_GPT_SENTENCEPIECE, "GPTSentencePieceTokenizer", NULL)                              \
@@ -180,6 +183,7 @@ CONFIG_CHOICES(CONFIG_CONVERSATION)
 CONFIG_CHOICES(CONFIG_IMAGE_ASPECT)
 CONFIG_CHOICES(CONFIG_ON_BAD_IMAGE)
 CONFIG_CHOICES(CONFIG_ON_NO_TARGET)
+CONFIG_CHOICES(CONFIG_CAPTION_LINES)
 CONFIG_CHOICES(CONFIG_TOKENIZER)
 CONFIG_CHOICES(CONFIG_PAIR)
 CONFIG_CHOICES(CONFIG_RESUME)

@@ -64,6 +64,8 @@ static const struct {
     {"data", "vocab_file", CONFIG_FREE},
     {"data", "merge_file", CONFIG_FREE},
     {"data", "num_workers", CONFIG_FREE},
+    /* Runs of before this key used the first line: the digest of the data says whether it matters. */
+    {"data", "caption_lines", CONFIG_NOTICE},
     {"data", "on_bad_image", CONFIG_NOTICE},
     {"data", "max_bad_images", CONFIG_NOTICE},
     {"checkpoint", NULL, CONFIG_FREE},

@@ -230,6 +230,7 @@ static void check_data(struct config *cfg) {
     needs_format(cfg, &d->strict_llava_masking, FORMAT_LLAVA_JSON);
     needs_format(cfg, &d->conversation_template, FORMAT_LLAVA_JSON);
     needs_format(cfg, &d->caption_extension, FORMAT_CAPTIONED_FOLDER);
+    needs_format(cfg, &d->caption_lines, FORMAT_CAPTIONED_FOLDER);
     needs_format(cfg, &d->caption_prompt, FORMAT_CAPTIONED_FOLDER);
     if (d->data_format == FORMAT_MOCK && d->valid_data_path != NULL && SOUND(&d->valid_data_path))
         config_raise(cfg, &d->valid_data_path, "data_format = mock reads no files");

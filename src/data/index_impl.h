@@ -93,6 +93,8 @@ struct builder {
     struct token_rows rows;
     int64_t n_problems;
     int code; /* of the first problem */
+    int64_t lines_left_out,
+        captions_cut; /* caption_lines = first: lines, and captions that have them */
     void (*progress)(void *arg, int64_t done, int64_t total);
     void *progress_arg;
     int64_t done, total;
@@ -124,6 +126,5 @@ int builder_check_images(struct builder *b);
 void builder_check_targets(struct builder *b);
 
 char *data_image_folder(const struct data_settings *s); /* malloc'ed */
-bool text_is_utf8(const char *data, size_t bytes);
 
 #endif

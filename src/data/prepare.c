@@ -44,13 +44,14 @@ static char *settings_text(const struct data_settings *s) {
                   "caption_extension = %s\ncaption_prompt = %s\nconversation_template = %d\n"
                   "strict_llava_masking = %d\ntokenizer_sha256 = %s\nvocab_size = %lld\n"
                   "decoder_seq_length = %lld\ndataloader_seq_length = %lld\nrows_per_image = %lld\n"
-                  "on_bad_image = %d\nmax_bad_images = %lld\non_no_target = %d\n%s",
+                  "on_bad_image = %d\nmax_bad_images = %lld\non_no_target = %d\n%s%s",
                   (int)s->format, s->path, folder, s->caption_extension,
                   s->caption_prompt != NULL ? s->caption_prompt : "", (int)s->conversation_template,
                   s->strict_llava_masking, tokenizer, (long long)s->vocab_size,
                   (long long)s->decoder_seq_length, (long long)s->dataloader_seq_length,
                   (long long)s->rows_per_image, (int)s->on_bad_image, (long long)s->max_bad_images,
-                  (int)s->on_no_target, tiles);
+                  (int)s->on_no_target,
+                  s->caption_lines == CAPTION_FIRST ? "caption_lines = first\n" : "", tiles);
     free(tiles);
     free(folder);
     return text;

@@ -1,5 +1,5 @@
-/* Captioned folder: each image below the folder has a text file of the same stem, whose first line
- * that is not empty is the caption. Order: bytes of the relative path. */
+/* Captioned folder: each image below the folder has a text file of the same stem, whose lines that are
+ * not empty, or the first of them, are the caption. Order: bytes of the relative path. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "encoding.h"
 #include "index_impl.h"
 
 #define DEPTH_MAX 32
@@ -131,62 +132,72 @@ int folder_fingerprint(const char *path, const char *extension, struct sha256 *h
 
 /* ---- captions -------------------------------------------------------------------------------- */
 
-bool text_is_utf8(const char *data, size_t bytes) {
-    const unsigned char *s = (const unsigned char *)data;
-    for (size_t i = 0; i < bytes;) {
-        size_t n = s[i] < 0x80   ? 0
-                   : s[i] < 0xc2 ? 9
-                   : s[i] < 0xe0 ? 1
-                   : s[i] < 0xf0 ? 2
-                   : s[i] < 0xf5 ? 3
-                                 : 9;
-        if (n == 9 || i + n >= bytes) return false;
-        for (size_t k = 1; k <= n; k++)
-            if ((s[i + k] & 0xc0) != 0x80) return false;
-        bool overlong = (s[i] == 0xe0 && s[i + 1] < 0xa0) || (s[i] == 0xf0 && s[i + 1] < 0x90);
-        bool beyond = (s[i] == 0xed && s[i + 1] > 0x9f) || (s[i] == 0xf4 && s[i + 1] > 0x8f);
-        if (n > 0 && (overlong || beyond)) return false;
-        i += n + 1;
+struct folder_scratch {
+    struct image_scratch file;
+    struct text human, caption;
+};
+
+/* The next line that is not empty, without the blanks around it; false if there is none. Lines end as
+ * Python reads them: in a line feed, a carriage return, or both. */
+static bool next_line(const char **at, const char *end, const char **line, size_t *bytes) {
+    while (*at < end) {
+        const char *stop = *at;
+        while (stop < end && *stop != '\n' && *stop != '\r') stop++;
+        *line = *at;
+        *bytes = (size_t)(stop - *at);
+        text_trim(line, bytes);
+        *at = stop + 1;
+        if (*bytes > 0) return true;
     }
-    return true;
+    return false;
 }
 
-/* The first line that is not empty, without the blanks around it; 0 bytes if there is none. */
-static void first_line(const char **text, size_t *bytes) {
-    const char *at = *text, *end = at + *bytes;
-    while (at < end) {
-        const char *stop = memchr(at, '\n', (size_t)(end - at));
-        if (stop == NULL) stop = end;
-        *text = at;
-        *bytes = (size_t)(stop - at);
-        text_trim(text, bytes);
-        if (*bytes > 0) return;
-        at = stop + 1;
+/* The caption: all lines, joined by a line feed, or the first; the others are then counted. */
+static void read_caption(struct builder *b, const char *text, size_t bytes, struct text *out) {
+    const char *end = text + bytes, *line = text;
+    size_t n = 0;
+    int64_t lines = 0, left_out = 0;
+    out->bytes = 0;
+    while (next_line(&text, end, &line, &n)) {
+        if (lines++ > 0 && b->set->caption_lines == CAPTION_FIRST) {
+            left_out++;
+            continue;
+        }
+        if (lines > 1) text_add(out, "\n", 1);
+        text_add(out, line, n);
     }
-    *bytes = 0;
+    b->lines_left_out += left_out;
+    b->captions_cut += left_out > 0;
 }
 
-static int add_pair(struct builder *b, struct image_scratch *s, const struct entry *caption,
-                    const struct entry *image, int64_t number, const struct text *human) {
+static int add_pair(struct builder *b, struct folder_scratch *f, const struct entry *caption,
+                    const struct entry *image, int64_t number) {
     size_t bytes;
-    int rc = image_read_file(b->set->path, caption->name, s, &bytes);
+    char why[ENCODING_WHY_BYTES];
+    const char *root = b->set->path, *name = image->name;
+    int rc = image_read_file(root, caption->name, &f->file, &bytes);
     if (rc != 0) {
-        builder_problem(b, rc, "%s/%s %s", b->set->path, caption->name, s->why);
+        builder_problem(b, rc, "%s/%s %s", root, caption->name, f->file.why);
         return 0;
     }
-    const char *text = s->file.data;
-    if (!text_is_utf8(text, bytes) || memchr(text, '\0', bytes) != NULL) {
-        builder_problem(b, EXIT_BAD_DATA, "%s/%s is no UTF-8 text", b->set->path, caption->name);
+    const char *text = f->file.file.data;
+    if (!encoding_is_text(text, bytes, why)) {
+        builder_problem(b, EXIT_BAD_DATA, "%s/%s %s", root, caption->name, why);
         return 0;
     }
-    first_line(&text, &bytes);
-    if (bytes == 0) {
-        builder_problem(b, EXIT_BAD_DATA, "%s/%s holds no caption: every line is empty",
-                        b->set->path, caption->name);
+    if (!encoding_is_utf8(text, bytes)) {
+        builder_problem(b, EXIT_BAD_DATA, "%s/%s is no UTF-8 text", root, caption->name);
         return 0;
     }
-    struct turn turns[2] = {{true, human->data, human->bytes}, {false, text, bytes}};
-    const char *name = image->name;
+    size_t mark = encoding_mark(text, bytes);
+    read_caption(b, text + mark, bytes - mark, &f->caption);
+    if (f->caption.bytes == 0) {
+        builder_problem(b, EXIT_BAD_DATA, "%s/%s holds no caption: every line is empty", root,
+                        caption->name);
+        return 0;
+    }
+    struct turn turns[2] = {{true, f->human.data, f->human.bytes},
+                            {false, f->caption.data, f->caption.bytes}};
     return builder_add(b, &(struct record){number, name, turns, 2, &name, 1});
 }
 
@@ -195,8 +206,7 @@ static void report_lone(struct builder *b, const struct entry *e) {
                     e->name, e->caption ? "image" : b->set->caption_extension);
 }
 
-static int add_pairs(struct builder *b, struct listing *l, struct image_scratch *s,
-                     const struct text *human) {
+static int add_pairs(struct builder *b, struct listing *l, struct folder_scratch *f) {
     int64_t number = 0;
     for (int64_t i = 0; i < l->n; builder_step(b)) {
         const struct entry *e = &l->entry[i];
@@ -210,7 +220,7 @@ static int add_pairs(struct builder *b, struct listing *l, struct image_scratch 
                             "to the caption?",
                             b->set->path, e[n - 2].name, e[n - 1].name);
         } else {
-            TRY(add_pair(b, s, e, e + 1, number++, human));
+            TRY(add_pair(b, f, e, e + 1, number++));
         }
         i += n;
     }
@@ -219,15 +229,15 @@ static int add_pairs(struct builder *b, struct listing *l, struct image_scratch 
 
 int source_folder_read(struct builder *b) {
     struct listing l;
-    struct image_scratch s = {0};
-    struct text human = {0};
+    struct folder_scratch f = {0};
     int rc = list_folder(b->set->path, b->set->caption_extension, &l);
     b->total = l.n / 2;
-    text_puts(&human, IMAGE_TEXT "\n");
-    if (b->set->caption_prompt != NULL) text_puts(&human, b->set->caption_prompt);
-    if (rc == 0) rc = add_pairs(b, &l, &s, &human);
-    free(human.data);
-    image_scratch_free(&s);
+    text_puts(&f.human, IMAGE_TEXT "\n");
+    if (b->set->caption_prompt != NULL) text_puts(&f.human, b->set->caption_prompt);
+    if (rc == 0) rc = add_pairs(b, &l, &f);
+    free(f.human.data);
+    free(f.caption.data);
+    image_scratch_free(&f.file);
     listing_free(&l);
     return rc;
 }

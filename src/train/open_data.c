@@ -19,6 +19,7 @@ static void copy_format(const struct config *c, struct data_settings *s) {
     s->cache_path = c->data.data_cache_path;
     s->image_folder = c->data.image_folder;
     s->caption_extension = c->data.caption_extension;
+    s->caption_lines = c->data.caption_lines == CAPTION_LINES_FIRST ? CAPTION_FIRST : CAPTION_ALL;
     s->caption_prompt = c->data.caption_prompt;
     s->strict_llava_masking = c->data.strict_llava_masking;
 }

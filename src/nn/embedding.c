@@ -141,6 +141,5 @@ void block_embed_merge(struct block *b, const struct model_shape *m) {
                                       .shape = {c->hidden},
                                       .cut = cut_none(),
                                       .init = INIT_NORMAL,
-                                      .scale = 1.0 / sqrt((double)c->hidden),
-                                      .no_decay = true});
+                                      .scale = 1.0 / sqrt((double)c->hidden)});
 }

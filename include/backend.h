@@ -104,9 +104,11 @@ struct backend_ops {
     void (*glu_backward)(struct backend *, enum act_kind, const struct tensor *ab,
                          const struct tensor *dy, const struct tensor *dab);
     /* Rotary embedding (arXiv 2104.09864), pairs (i, i + n/2) of the first n = table->cols columns
-     * of each head. table[position, n] acc = [cos(pos f_i) | sin(pos f_i)], f_i = base^(-2i/n),
-     * angle in fp32. In place on x[R, heads*head_dim]; inverse rotates by -angle. */
-    void (*rope_table)(struct backend *, double base, const struct tensor *table);
+     * of each head. table[position, n] acc = m [cos(pos f_i) | sin(pos f_i)], angle in fp32; f_i =
+     * frequency[i], on the host, n/2 of them; m = scale. In place on x[R, heads*head_dim]; inverse
+     * rotates by -angle, which with m is the transpose: the way back of a gradient. */
+    void (*rope_table)(struct backend *, const float *frequency, double scale,
+                       const struct tensor *table);
     void (*rope)(struct backend *, const struct tensor *x, int64_t heads, int64_t head_dim,
                  const struct tensor *table, const int32_t *position, bool inverse);
     /* o = softmax(scale q k^T) v by blocks with a running maximum; no rows x rows matrix is stored.

@@ -63,6 +63,11 @@ struct config_real_list {
     C(POSITION_ROPE, "rope", NULL)                                                                 \
     C(POSITION_RELATIVE, "relative", "it belongs to family t5")                                    \
     C(POSITION_NONE, "none", NULL)
+#define CONFIG_ROPE_TYPE(C)                                                                        \
+    C(ROPE_TYPE_ROPE, "rope", NULL)                                                                \
+    C(ROPE_TYPE_LINEAR, "linear", NULL)                                                            \
+    C(ROPE_TYPE_LLAMA3, "llama3", NULL)                                                            \
+    C(ROPE_TYPE_YARN, "yarn", NULL)
 #define CONFIG_POSITION_MODE(C)                                                                    \
     C(POSITION_MODE_BLOCK, "block", NULL)                                                          \
     C(POSITION_MODE_ABSOLUTE, "absolute", "only family llava is in this version")                  \
@@ -169,6 +174,7 @@ CONFIG_CHOICES(CONFIG_PROJECTOR_ACTIVATION)
 CONFIG_CHOICES(CONFIG_PROJECTOR_INIT)
 CONFIG_CHOICES(CONFIG_NORMALIZATION)
 CONFIG_CHOICES(CONFIG_POSITION)
+CONFIG_CHOICES(CONFIG_ROPE_TYPE)
 CONFIG_CHOICES(CONFIG_POSITION_MODE)
 CONFIG_CHOICES(CONFIG_RECOMPUTE)
 CONFIG_CHOICES(CONFIG_RECOMPUTE_METHOD)

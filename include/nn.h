@@ -192,6 +192,21 @@ struct projector_config {
     double init_std;
     bool frozen;
 };
+/* The frequencies of rotary positions and what became of them for longer samples. */
+enum rope_kind { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN };
+struct rope_config {
+    enum rope_kind kind;
+    double base, factor;         /* factor: how many times longer samples became */
+    double original;             /* llama3, yarn: longest sample before */
+    double low_freq, high_freq;  /* llama3: turns over the original length */
+    double beta_fast, beta_slow; /* yarn: turns over the original length */
+    bool round;                  /* yarn: the ramp's ends are whole numbers */
+    double scale;                /* of queries and keys, 1 but for yarn */
+};
+/* frequency[i], i < n/2, of n rotated columns of a head, n even; the angle of a row is its position
+ * times this. */
+void rope_frequencies(const struct rope_config *c, int64_t n, float *frequency);
+
 struct language_config {
     int64_t hidden, ffn, heads, kv_heads, head_dim, layers, vocab, max_positions;
     enum norm_kind norm;
@@ -199,7 +214,8 @@ struct language_config {
     bool glu, bias, qkv_bias, rope;
     enum act_kind act;
     int64_t rotary_dim, window;
-    double rotary_base, init_std, hidden_dropout, attention_dropout;
+    struct rope_config rotary;
+    double init_std, hidden_dropout, attention_dropout;
     double label_smoothing, z_loss;
     bool frozen;
 };

@@ -49,7 +49,7 @@ static void add_language(struct json *o, const struct hf_export *e, const struct
     set_int(o, "num_key_value_heads", l->num_query_groups);
     set_int(o, "head_dim", l->kv_channels);
     set_real(o, "rms_norm_eps", l->norm_epsilon);
-    set_real(o, "rope_theta", l->rotary_base);
+    hf_add_rope(o, l);
     set_int(o, "max_position_embeddings",
             l->max_position_embeddings > 0 ? l->max_position_embeddings : 32768);
     if (strcmp(e->text_model, "mistral") == 0)

@@ -56,6 +56,10 @@ struct hf_tensors {
 int hf_write_tensors(const struct hf_export *e, const struct group *world,
                      const struct ckpt_settings *settings, const struct ckpt_found *found,
                      const struct hf_tensors *tensors);
+/* Sets rope_theta, and rope_scaling where rope_type is another than rope, in the object of the
+ * language model. */
+struct json;
+void hf_add_rope(struct json *o, const struct config_language *l);
 /* config.json and its companions for a model that is written in scheme A (or original). */
 int hf_write_configs(const struct hf_export *e, const struct config *cfg);
 

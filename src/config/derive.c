@@ -64,11 +64,24 @@ static void derive_ffn(struct config *cfg) {
         require(cfg, &l->ffn_hidden_size, " with swiglu and so small a hidden_size");
 }
 
+/* YaRN's scale of queries and keys (arXiv 2309.00071, section 3.4; doc/mathematics.md). */
+static void derive_attention_factor(struct config *cfg) {
+    struct config_language *l = &cfg->language;
+    if (l->rope_type != ROPE_TYPE_YARN ||
+        !config_sound(cfg, &l->rope_type, &l->rotary_scaling_factor, &l->mscale, &l->mscale_all_dim,
+                      &l->attention_factor, NULL))
+        return;
+    double stretch = l->rotary_scaling_factor > 1 ? log(l->rotary_scaling_factor) : 0;
+    follow_real(cfg, &l->attention_factor,
+                (0.1 * l->mscale * stretch + 1) / (0.1 * l->mscale_all_dim * stretch + 1));
+}
+
 static void derive_language(struct config *cfg) {
     struct config_language *l = &cfg->language;
     if (config_sound(cfg, &l->num_attention_heads, NULL))
         config_follow_int(cfg, &l->num_query_groups, l->num_attention_heads);
     if (config_sound(cfg, &l->hidden_size, &l->swiglu, NULL)) derive_ffn(cfg);
+    derive_attention_factor(cfg);
     if (l->max_position_embeddings > 0)
         config_follow_int(cfg, &l->decoder_seq_length, l->max_position_embeddings);
     else

@@ -74,6 +74,58 @@ static void check_projector(struct config *cfg) {
         config_raise(cfg, &p->projector_activation, "projector_type = affine has no activation");
 }
 
+/* Which of the keys that stretch the rotation has an effect with which rope_type. */
+static void check_rope_keys(struct config *cfg) {
+    struct config_language *l = &cfg->language;
+    enum {
+        LINEAR = 1 << ROPE_TYPE_LINEAR,
+        LLAMA3 = 1 << ROPE_TYPE_LLAMA3,
+        YARN = 1 << ROPE_TYPE_YARN
+    };
+    const struct {
+        const void *field;
+        int types;
+        const char *needs;
+    } key[] = {{&l->rotary_scaling_factor, LINEAR | LLAMA3 | YARN, "linear, llama3 or yarn"},
+               {&l->original_max_position_embeddings, LLAMA3 | YARN, "llama3 or yarn"},
+               {&l->low_freq_factor, LLAMA3, "llama3"},
+               {&l->high_freq_factor, LLAMA3, "llama3"},
+               {&l->beta_fast, YARN, "yarn"},
+               {&l->beta_slow, YARN, "yarn"},
+               {&l->mscale, YARN, "yarn"},
+               {&l->mscale_all_dim, YARN, "yarn"},
+               {&l->attention_factor, YARN, "yarn"},
+               {&l->correction_range_round_to_int, YARN, "yarn"}};
+    int now = l->position_embedding_type == POSITION_ROPE ? 1 << l->rope_type : 0;
+    for (size_t i = 0; i < sizeof key / sizeof *key; i++)
+        if (!(key[i].types & now) && config_given(cfg, key[i].field) && SOUND(key[i].field))
+            config_raise(cfg, key[i].field, "it needs rope_type = %s", key[i].needs);
+}
+
+static void check_rope(struct config *cfg) {
+    struct config_language *l = &cfg->language;
+    if (!SOUND(&l->rope_type, &l->position_embedding_type)) return;
+    if (l->position_embedding_type != POSITION_ROPE && config_given(cfg, &l->rope_type))
+        config_raise(cfg, &l->rope_type, "it needs position_embedding_type = rope");
+    check_rope_keys(cfg);
+    bool llama3 = l->rope_type == ROPE_TYPE_LLAMA3, yarn = l->rope_type == ROPE_TYPE_YARN;
+    if ((llama3 || yarn) && SOUND(&l->original_max_position_embeddings) &&
+        l->original_max_position_embeddings < 1)
+        config_raise(cfg, &l->original_max_position_embeddings,
+                     "it is required with rope_type = %s", llama3 ? "llama3" : "yarn");
+    if (llama3 && SOUND(&l->low_freq_factor, &l->high_freq_factor) &&
+        !(l->high_freq_factor > l->low_freq_factor))
+        config_raise(cfg, &l->high_freq_factor, "it must be above low_freq_factor %g",
+                     l->low_freq_factor);
+    if (yarn && SOUND(&l->rotary_base) && !(l->rotary_base > 1))
+        config_raise(cfg, &l->rotary_base, "rope_type = yarn needs a base above 1");
+    if (yarn && config_given(cfg, &l->attention_factor) && SOUND(&l->attention_factor) &&
+        (config_given(cfg, &l->mscale) || config_given(cfg, &l->mscale_all_dim)))
+        config_raise(cfg, &l->attention_factor,
+                     "mscale or mscale_all_dim is given too, from which it would follow; one of "
+                     "them");
+}
+
 static void check_positions(struct config *cfg) {
     struct config_language *l = &cfg->language;
     if (!SOUND(&l->position_embedding_type)) return;
@@ -98,6 +150,7 @@ static void check_language(struct config *cfg) {
         config_raise(cfg, &l->num_query_groups, "it must divide num_attention_heads %lld",
                      (long long)l->num_attention_heads);
     check_positions(cfg);
+    check_rope(cfg);
     if (!l->untie_embeddings_and_output_weights && SOUND(&l->untie_embeddings_and_output_weights))
         config_raise(cfg, &l->untie_embeddings_and_output_weights,
                      "known, not in this version: an output head that shares the embedding's "

@@ -18,6 +18,23 @@ static struct vision_config vision_shape(const struct config *c) {
                                   .eps = 1e-5};
 }
 
+static struct rope_config rotary_shape(const struct config_language *l) {
+    static const enum rope_kind kind[] = {[ROPE_TYPE_ROPE] = ROPE_PLAIN,
+                                          [ROPE_TYPE_LINEAR] = ROPE_LINEAR,
+                                          [ROPE_TYPE_LLAMA3] = ROPE_LLAMA3,
+                                          [ROPE_TYPE_YARN] = ROPE_YARN};
+    return (struct rope_config){.kind = kind[l->rope_type],
+                                .base = l->rotary_base,
+                                .factor = l->rotary_scaling_factor,
+                                .original = (double)l->original_max_position_embeddings,
+                                .low_freq = l->low_freq_factor,
+                                .high_freq = l->high_freq_factor,
+                                .beta_fast = l->beta_fast,
+                                .beta_slow = l->beta_slow,
+                                .round = l->correction_range_round_to_int,
+                                .scale = l->rope_type == ROPE_TYPE_YARN ? l->attention_factor : 1};
+}
+
 static struct language_config language_shape(const struct config *c) {
     int64_t d = c->language.kv_channels;
     return (struct language_config){
@@ -37,7 +54,7 @@ static struct language_config language_shape(const struct config *c) {
         .qkv_bias = c->language.add_bias_linear || c->language.add_qkv_bias,
         .rope = c->language.position_embedding_type == POSITION_ROPE,
         .rotary_dim = (int64_t)((double)d * c->language.rotary_percent),
-        .rotary_base = c->language.rotary_base,
+        .rotary = rotary_shape(&c->language),
         .window = c->language.window_size,
         .init_std = c->language.init_method_std,
         .hidden_dropout = c->language.hidden_dropout,

@@ -86,6 +86,10 @@ struct tensor stage_allocate_logits(const struct stage *st, struct backend *be,
 }
 
 void stage_tables_fill(struct stage *st, struct backend *be) {
-    if (st->rope.rows > 0)
-        be->ops->rope_table(be, st->stack->shape.language.rotary_base, &st->rope);
+    const struct rope_config *c = &st->stack->shape.language.rotary;
+    if (st->rope.rows == 0) return;
+    float *frequency = xmalloc((size_t)st->rope.cols / 2 * sizeof *frequency + 1);
+    rope_frequencies(c, st->rope.cols, frequency);
+    be->ops->rope_table(be, frequency, c->scale, &st->rope);
+    free(frequency);
 }

@@ -5,6 +5,7 @@
  *   bench_ops [threads [cpu]]      cpu: processor time instead of wall time, for a busy machine
  */
 #include <cblas.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -253,7 +254,9 @@ static void bench_elements(struct bench *b) {
     for (int i = 0; i < 4; i++) b->t[i] = fill(be, ROWS, COLS);
     for (int i = 4; i < 9; i++) b->t[i] = i == 6 ? fill(be, ROWS, 2) : fill(be, 1, COLS);
     b->t[9] = fill(be, ROWS, 128);
-    be->ops->rope_table(be, 1e4, &b->t[9]);
+    float frequency[64];
+    for (int i = 0; i < 64; i++) frequency[i] = (float)pow(1e4, -i / 64.0);
+    be->ops->rope_table(be, frequency, 1, &b->t[9]);
     float *v = b->t[3].data;
     for (int64_t i = 0; i < tensor_count(&b->t[3]); i++) v[i] = 1;
     double bytes = 4e-9 * (double)ROWS * (double)COLS;

@@ -4,7 +4,7 @@
 #define HEADS 3
 #define DIM 6
 
-/* variant 0: the whole head turns; 1: the first 4 of 6 columns; 2: inverse. */
+/* variant 0: the whole head turns; 1: the first 4 of 6 columns; 2: inverse; 3: and is scaled. */
 static void rope_inputs(struct kit_case *c, bool big) {
     c->in[0] = mat_random(big ? 5000 : 4, HEADS * DIM, 2, 1);
 }
@@ -16,7 +16,10 @@ static struct mat turn(struct kit_case *c, struct mat in, bool inverse) {
     int32_t *position = xmalloc((size_t)x.rows * sizeof *position);
     for (int64_t i = 0; i < x.rows; i++) position[i] = (int32_t)(i * 7 % 50);
     int32_t *on_device = kit_ints(c->k, position, x.rows);
-    ops->rope_table(c->k->be, 100, &table);
+    float frequency[DIM / 2];
+    for (int64_t i = 0; i < table.cols / 2; i++)
+        frequency[i] = (float)pow(100, -2.0 * (double)i / (double)table.cols);
+    ops->rope_table(c->k->be, frequency, c->variant == 3 ? 1.25 : 1, &table);
     ops->rope(c->k->be, &x, HEADS, DIM, &table, on_device, inverse);
     free(position);
     return kit_download(c->k, x);
@@ -32,7 +35,7 @@ static void rope_backward(struct kit_case *c, struct mat dy, struct mat grad[KIT
 
 static void test_rope(void **state) {
     (void)state;
-    kit_check(&(struct kit_op){"rope", 3, 0, 0, rope_inputs, rope_forward, rope_backward});
+    kit_check(&(struct kit_op){"rope", 4, 0, 0, rope_inputs, rope_forward, rope_backward});
 }
 
 /* Against the definition with complex numbers x[i] + i x[i + n/2]; back again is the identity. */

@@ -201,7 +201,7 @@ void NAME(glu_forward)(struct backend *, enum act_kind, const struct tensor *,
                        const struct tensor *);
 void NAME(glu_backward)(struct backend *, enum act_kind, const struct tensor *,
                         const struct tensor *, const struct tensor *);
-void NAME(rope_table)(struct backend *, double, const struct tensor *);
+void NAME(rope_table)(struct backend *, const float *, double, const struct tensor *);
 void NAME(rope)(struct backend *, const struct tensor *, int64_t, int64_t, const struct tensor *,
                 const int32_t *, bool);
 void NAME(attention_forward)(struct backend *, const struct attention *, const struct tensor *,

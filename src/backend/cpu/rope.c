@@ -2,7 +2,8 @@
 #include "real_impl.h"
 
 /* The angle is rounded to fp32 in both working types, so that they describe the same model. */
-void NAME(rope_table)(struct backend *be, double base, const struct tensor *table) {
+void NAME(rope_table)(struct backend *be, const float *frequency, double scale,
+                      const struct tensor *table) {
     (void)be;
     NEED(table, table->rows, table->cols);
     int64_t half = table->cols / 2;
@@ -11,10 +12,9 @@ void NAME(rope_table)(struct backend *be, double base, const struct tensor *tabl
     for (int64_t pos = 0; pos < table->rows; pos++) {
         real *row = row_of(table, pos);
         for (int64_t i = 0; i < half; i++) {
-            float frequency = (float)pow(base, -2.0 * (double)i / (double)table->cols);
-            float angle = (float)pos * frequency;
-            row[i] = (real)cos((double)angle);
-            row[half + i] = (real)sin((double)angle);
+            float angle = (float)pos * frequency[i];
+            row[i] = (real)(scale * cos((double)angle));
+            row[half + i] = (real)(scale * sin((double)angle));
         }
     }
 }

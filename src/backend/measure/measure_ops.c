@@ -64,7 +64,8 @@ static void glu_forward_measure(struct backend *be, enum act_kind kind, const st
 static void glu_backward_measure(struct backend *be, enum act_kind kind, const struct tensor *ab,
                                  const struct tensor *dy, const struct tensor *dab) {
 }
-static void rope_table_measure(struct backend *be, double base, const struct tensor *table) {
+static void rope_table_measure(struct backend *be, const float *frequency, double scale,
+                               const struct tensor *table) {
 }
 static void rope_measure(struct backend *be, const struct tensor *x, int64_t heads,
                          int64_t head_dim, const struct tensor *table, const int32_t *position,

@@ -12,6 +12,10 @@ SANITIZE ?= 0
 V        ?= 0
 PREFIX   ?= /usr/local
 RANKS    ?= 2
+FUZZ     ?= 0
+FUZZ_SECONDS ?= 30
+FUZZ_JOBS    ?= 1
+FUZZ_ONLY    ?=
 
 # ---- packages (Debian 12) ----------------------------------------------------------------------
 PACKAGES      := gcc g++ make pkg-config libopenmpi-dev openmpi-bin libhdf5-openmpi-dev hdf5-tools \
@@ -19,9 +23,10 @@ PACKAGES      := gcc g++ make pkg-config libopenmpi-dev openmpi-bin libhdf5-open
                  libjpeg62-turbo-dev zlib1g-dev libsentencepiece-dev libcmocka-dev python3
 DEMO_PACKAGES := tuxpaint-stamps-default sentencepiece
 LINT_PACKAGES := clang-14 clang-format-14 clang-tidy-14
+FUZZ_PACKAGES := clang-14 libclang-rt-14-dev libomp-14-dev
 
 # These goals compile nothing themselves, so they must work before the packages are there.
-BARE := help deps deps-demo deps-lint clean check check-long demo lint format
+BARE := help deps deps-demo deps-lint deps-fuzz clean check check-long demo lint format fuzz
 ifneq ($(filter-out $(BARE),$(or $(MAKECMDGOALS),all)),)
 PKGS      := hdf5-openmpi jansson libpng libjpeg zlib openblas sentencepiece
 HAVE_PKGS := $(shell pkg-config --exists $(PKGS) 2>/dev/null && command -v $(MPICC) >/dev/null && \
@@ -47,6 +52,20 @@ CFLAGS   += $(SAN)
 CXXFLAGS += $(SAN)
 LDFLAGS  += -fsanitize=address,undefined
 endif
+ifeq ($(FUZZ),1)
+# clang 14 has no type _Float16 here, but __fp16, which is stored alike. libgomp is what OpenBLAS and gcc
+# use; without -fopenmp nothing runs in threads.
+BUILD    := build/fuzz
+CC       := clang-14
+CXX      := clang++-14
+OPT      := -O2
+SAN      := -fsanitize=fuzzer-no-link,address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined
+CFLAGS   := $(filter-out -fopenmp,$(CFLAGS)) $(SAN) -Wno-unknown-pragmas -Wno-unused-command-line-argument \
+            -D_Float16=__fp16 -Xclang -fallow-half-arguments-and-returns
+CXXFLAGS += $(SAN) -fno-sanitize=vptr,function
+LDFLAGS  += -fsanitize=fuzzer,address,undefined
+LDLIBS   += -l:libgomp.so.1
+endif
 
 # ---- what is built from what -----------------------------------------------------------------------
 MODULES := base config comm backend backend/measure tensor nn model pipeline optim data checkpoint plan train cli
@@ -61,6 +80,10 @@ LIB     := $(BUILD)/libstrata.a
 
 TESTSRC  := $(wildcard tests/unit/test_*.c tests/op/test_*.c tests/mpi/test_*.c tests/equal/test_*.c)
 TESTS    := $(TESTSRC:%.c=$(BUILD)/%)
+FUZZSRC  := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZERS  := $(FUZZSRC:%.c=$(BUILD)/%)
+# Where libFuzzer brings a main of its own, stored files are not what is run.
+FUZZKIT  := tests/fuzz/target.c $(if $(filter 1,$(FUZZ)),,tests/fuzz/replay.c)
 BENCHSRC := $(wildcard tests/bench/bench_*.c)
 BENCHES  := $(BENCHSRC:%.c=$(BUILD)/%)
 SANE     := SANITIZE=$(SANITIZE) BUILD=$(BUILD)
@@ -70,11 +93,12 @@ FAULTOBJ := $(FAULTSRC:src/%.c=$(BUILD)/faults/%.o) \
             $(filter-out $(FAULTSRC:src/%.c=$(BUILD)/%.o),$(OBJ))
 FAULTS   := $(BUILD)/faults/strata $(BUILD)/faults/list_points
 
-.PHONY: all lib tests faults deps deps-demo deps-lint check check-long demo bench lint format doc install clean help
+.PHONY: all lib tests fuzzers fuzz faults deps deps-fuzz deps-demo deps-lint check check-long demo bench lint format doc install clean help
 .DEFAULT_GOAL := all
 all: $(BUILD)/strata ## build/strata (the default)
 lib: $(LIB) ## everything but the main program, as a static library
-tests: $(TESTS) $(FAULTS) $(BUILD)/strata ## build every test program
+tests: $(TESTS) $(FUZZERS) $(FAULTS) $(BUILD)/strata ## build every test program
+fuzzers: $(FUZZERS)
 faults: $(FAULTS) ## build/faults/strata, which dies where the variable FAULT says
 
 # One short line per file; V=1 shows the commands.
@@ -116,6 +140,10 @@ $(BUILD)/tests/%: tests/%.c $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) $< $(LIB) -lcmocka $(LDLIBS) -MMD -MP -o $@
 
+$(BUILD)/tests/fuzz/%: tests/fuzz/%.c $(FUZZKIT) tests/fuzz/target.h $(LIB)
+	@mkdir -p $(@D)
+	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $< $(FUZZKIT) $(LIB) $(LDLIBS) -o $@
+
 # ---- packages ----------------------------------------------------------------------------------------
 # $(call install_packages,LIST): nothing to do if dpkg knows them all. It runs apt-get update first.
 define install_packages
@@ -134,6 +162,8 @@ deps-demo: ## install the pictures and the tokenizer trainer for the demo
 	$(call install_packages,$(PACKAGES) $(DEMO_PACKAGES))
 deps-lint: ## install clang-format and clang-tidy
 	$(call install_packages,$(LINT_PACKAGES))
+deps-fuzz: ## install clang with libFuzzer
+	$(call install_packages,$(FUZZ_PACKAGES))
 
 # ---- checks -------------------------------------------------------------------------------------------
 # The makes below start anew because the flags are read from packages that deps may just have
@@ -144,6 +174,10 @@ check: deps ## packages, build, all tests; SANITIZE=1: with ASan and UBSan
 check-long: deps ## the same with the long variants of the tests, two at a time
 	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
 	@STRATA_LONG=1 SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD) --jobs 2
+# libFuzzer keeps the inputs it found in build/fuzz/corpus, so that the next run goes on from them.
+fuzz: deps deps-fuzz ## invent inputs for every parser (FUZZ_SECONDS=30 each; FUZZ_JOBS=1 FUZZ_ONLY=name)
+	@$(MAKE) --no-print-directory -j2 FUZZ=1 fuzzers
+	@tests/fuzz/run.sh --seconds $(FUZZ_SECONDS) --jobs $(FUZZ_JOBS) $(FUZZ_ONLY)
 # Libraries' headers are not ours to lint; the flag gives clang 14 the type _Float16.
 lint: ## style and structure: tests/lint, clang-format 14 and clang-tidy 14
 	@tests/run.sh --build $(BUILD) --require-clang tests/lint/*.sh; found=$$?; \
@@ -181,6 +215,6 @@ clean: ## remove everything built
 	rm -rf build
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
-	@echo "variables       SANITIZE=1 V=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 PREFIX=/usr/local"
+	@echo "variables       SANITIZE=1 FUZZ_SECONDS=30 V=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 PREFIX=/usr/local"
 
 -include $(OBJ:.o=.d) $(FAULTOBJ:.o=.d) $(MAIN:.o=.d) $(TESTS:=.d) $(BENCHES:=.d)

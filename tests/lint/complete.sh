@@ -4,7 +4,7 @@
 tests/run.sh --list | sort >"$TEST_TMP/run"
 {
     files 'tests/*.c' | grep -E '/test_[^/]*\.c$'
-    files 'tests/*/*.sh' | grep -v '^tests/bench/'
+    files 'tests/*/*.sh' | grep -vE '^tests/(bench|fuzz)/'
 } | sort >"$TEST_TMP/there"
 comm -13 "$TEST_TMP/run" "$TEST_TMP/there" | sed 's/$/: is not run by tests\/run.sh/' |
     verdict "every test program is run"
@@ -12,6 +12,21 @@ comm -13 "$TEST_TMP/run" "$TEST_TMP/there" | sed 's/$/: is not run by tests\/run
 for f in $(files 'tests/mpi/test_*.c' 'tests/equal/test_*.c'); do
     sed -n '1,15p' "$f" | grep -q 'ranks: *[0-9]' || echo "$f: no /* ranks: 1 2 4 */ near the top"
 done | verdict "every MPI test says its rank counts"
+
+# Stored inputs without a harness would never be run.
+{
+    for f in $(files 'tests/fuzz/fuzz_*.c'); do
+        name=${f#tests/fuzz/fuzz_} name=${name%.c}
+        [ -f "tests/fuzz/$name.dict" ] || echo "$f: no tests/fuzz/$name.dict"
+        files "tests/fuzz/corpus/$name/*" | grep -q . || echo "$f: nothing in tests/fuzz/corpus/$name"
+        sed -n '1,15p' "$f" | grep -q '/\* max_len: [0-9]* \*/' || echo "$f: no /* max_len: 4096 */ near the top"
+        python3 tests/fuzz/make_seeds.py "$TEST_TMP/seeds" "$name" || echo "$f: no seeds from tests/fuzz/make_seeds.py"
+    done
+    for f in $(files 'tests/fuzz/corpus/*' 'tests/fuzz/*.dict'); do
+        name=${f#tests/fuzz/corpus/} name=${name#tests/fuzz/} name=${name%%/*}
+        [ -f "tests/fuzz/fuzz_${name%.dict}.c" ] || echo "$f: there is no harness of that name"
+    done
+} 2>&1 | verdict "every fuzzing harness has its dictionary, seeds and corpus, and no corpus lacks its harness"
 
 if [ ! -x "$STRATA" ]; then
     echo "ok - job files are valid # SKIP build/strata is not built"

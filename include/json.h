@@ -36,6 +36,8 @@ const char *json_string(const struct json *v, size_t *bytes);            /* NULL
 int64_t json_integer(const struct json *v);
 double json_real(const struct json *v); /* integers too */
 bool json_bool(const struct json *v);
+/* Equal values; 1 and 1.0 are one number, the order of members does not matter. */
+bool json_same(const struct json *a, const struct json *b);
 /* Iterate over the members of an object: start with iter = NULL; NULL at the end. */
 void *json_member(const struct json *object, void *iter, const char **key, const struct json **v);
 
@@ -47,7 +49,10 @@ struct json *json_new_real(double v);
 struct json *json_new_string(const char *s);
 struct json *json_new_text(const char *s, size_t bytes); /* may hold NUL bytes */
 struct json *json_new_bool(bool v);
+struct json *json_new_null(void);
+struct json *json_duplicate(const struct json *v); /* of all that is below it; json_free it */
 void json_set(struct json *object, const char *key, struct json *value);
+void json_remove(struct json *object, const char *key); /* absent: nothing */
 void json_append(struct json *array, struct json *value);
 char *json_text(const struct json *root, int indent); /* key order kept; free() it */
 

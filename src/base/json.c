@@ -154,6 +154,36 @@ bool json_bool(const struct json *v) {
     return (int)json_typeof(raw(v)) == RAW_TRUE;
 }
 
+static bool same_members(const struct json *a, const struct json *b) {
+    const char *key;
+    const struct json *v;
+    if (json_size(a) != json_size(b)) return false;
+    for (void *i = json_member(a, NULL, &key, &v); i != NULL; i = json_member(a, i, &key, &v)) {
+        const struct json *other = json_get(b, key);
+        if (other == NULL || !json_same(v, other)) return false;
+    }
+    return true;
+}
+
+static bool same_elements(const struct json *a, const struct json *b) {
+    if (json_size(a) != json_size(b)) return false;
+    for (size_t i = 0; i < json_size(a); i++)
+        if (!json_same(json_at(a, i), json_at(b, i))) return false;
+    return true;
+}
+
+/* Nested at most MAX_DEPTH deep, since only what was read is deep. */
+bool json_same(const struct json *a, const struct json *b) {
+    enum json_kind x = json_kind(a), y = json_kind(b);
+    bool number = x == JSON_REAL || y == JSON_REAL;
+    if (number && (x == JSON_INTEGER || y == JSON_INTEGER || x == y))
+        return !(json_real(a) < json_real(b)) && !(json_real(a) > json_real(b));
+    if (x != y) return false;
+    if (x == JSON_OBJECT) return same_members(a, b);
+    if (x == JSON_ARRAY) return same_elements(a, b);
+    return json_equal(raw(a), raw(b)) == 1;
+}
+
 void *json_member(const struct json *object, void *iter, const char **key, const struct json **v) {
     json_t *o = raw(object);
     iter = iter == NULL ? json_object_iter(o) : json_object_iter_next(o, iter);
@@ -197,6 +227,18 @@ struct json *json_new_string(const char *s) {
 
 struct json *json_new_bool(bool v) {
     return wrap(json_boolean(v));
+}
+
+struct json *json_new_null(void) {
+    return wrap(json_null());
+}
+
+struct json *json_duplicate(const struct json *v) {
+    return wrap(json_deep_copy(raw(v)));
+}
+
+void json_remove(struct json *object, const char *key) {
+    (void)json_object_del(raw(object), key);
 }
 
 void json_set(struct json *object, const char *key, struct json *value) {

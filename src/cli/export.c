@@ -1,23 +1,26 @@
 /* strata export: a checkpoint of any layout -> a folder that transformers loads. Every rank writes its
  * share of the bytes, and holds one slice of one tensor at a time. */
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "hf_impl.h"
-#include "json.h"
 
 static const char usage[] =
     "strata export CHECKPOINT DST [--step N] [--dtype fp32|fp16|bf16] [--max-shard-gb X] "
     "[--tokenizer DIR] [--names hf|original] [--projector-only] [--image-token ID] [--vocab-size "
-    "N]";
+    "N] [data:key=value ...]";
 
 struct export {
     struct hf_export o;
     char *own_tokenizer; /* what o.tokenizer points to, if the job file said it */
     struct ckpt_settings settings;
     struct ckpt_found found;
-    char *job, *tokenizer_model, *tokenizer_type;
+    char *job, *tokenizer_model, *tokenizer_type, *conversation;
+    char *notes;
+    size_t notes_bytes;
     struct hf_model model;
     struct safetensor *tensor;  /* to write, in the order of the layers */
     const struct param **param; /* of each; NULL: a bias of zeros */
@@ -66,12 +69,28 @@ static int take_value(struct hf_export *o, const char *option, const char *word)
     return error_raise(EXIT_USAGE, "--names %s: allowed are hf, original", word);
 }
 
+/* data:key=value: how images and text are made is for the export to say, the model is not. */
+static int take_override(struct hf_export *o, char *word) {
+    char key[40] = "";
+    snprintf(key, sizeof key, "%.*s", (int)strcspn(word + 5, "="), word + 5);
+    if (!hf_key_is_input("data", key))
+        return error_raise(EXIT_USAGE,
+                           "%s: an export takes keys of [data] about images and text; the others "
+                           "are the checkpoint's",
+                           word);
+    o->override[o->n_overrides++] = word;
+    return 0;
+}
+
 static int take_arguments(struct hf_export *o, int argc, char **argv) {
     const char *value;
     *o =
         (struct hf_export){.step = -1, .max_bytes = 5000000000, .image_token = -1, .dtype = ST_F16};
+    o->override = xcalloc((size_t)argc + 1, sizeof *o->override);
     for (int i = 0; i < argc; i++) {
-        if (strcmp(argv[i], "--projector-only") == 0) {
+        if (strncmp(argv[i], "data:", 5) == 0 && strchr(argv[i], '=') != NULL) {
+            TRY(take_override(o, argv[i]));
+        } else if (strcmp(argv[i], "--projector-only") == 0) {
             o->projector_only = true;
         } else if (strncmp(argv[i], "--", 2) == 0) {
             const char *option = argv[i];
@@ -93,17 +112,26 @@ struct job_writer {
     char section[32];
 };
 
+static const char *overridden(const struct hf_export *o, const char *key, const char *value) {
+    for (int i = 0; i < o->n_overrides; i++) {
+        size_t n = strlen(key);
+        const char *word = o->override[i] + 5;
+        if (strncmp(word, key, n) == 0 && word[n] == '=') value = word + n + 1;
+    }
+    return value;
+}
+
 static void put_key(void *arg, const char *section, const char *key, const char *value,
                     bool defaulted) {
     struct job_writer *w = arg;
     bool model = strcmp(section, "vision") == 0 || strcmp(section, "projector") == 0 ||
                  strcmp(section, "language") == 0;
-    bool image = strcmp(section, "data") == 0 && strncmp(key, "image_", 6) == 0 &&
-                 strcmp(key, "image_folder") != 0;
-    if (strcmp(section, "data") == 0 && strcmp(key, "tokenizer_model") == 0)
-        w->x->tokenizer_model = xstrdup(value);
-    if (strcmp(section, "data") == 0 && strcmp(key, "tokenizer_type") == 0)
-        w->x->tokenizer_type = xstrdup(value);
+    bool data = strcmp(section, "data") == 0;
+    bool image = data && strncmp(key, "image_", 6) == 0 && strcmp(key, "image_folder") != 0;
+    if (data) value = overridden(&w->x->o, key, value);
+    if (data && strcmp(key, "tokenizer_model") == 0) w->x->tokenizer_model = xstrdup(value);
+    if (data && strcmp(key, "tokenizer_type") == 0) w->x->tokenizer_type = xstrdup(value);
+    if (data && strcmp(key, "conversation_template") == 0) w->x->conversation = xstrdup(value);
     (void)defaulted; /* a default may have followed from the tokenizer */
     if (value[0] == 0 || !(model || image)) return;
     if (strcmp(w->section, section) != 0) fprintf(w->to, "[%s]\n", section);
@@ -119,8 +147,7 @@ static int read_job(struct export *x, const struct grid *grid) {
     struct job_writer w = {.x = x};
     w.to = open_memstream(&x->job, &bytes);
     CHECK(w.to != NULL, "no memory for the job file");
-    fprintf(w.to, "[run]\nfamily = llava\nrun_dir = .\n[training]\nmicro_batch_size = 1\n"
-                  "train_iters = 1\n[optimizer]\nlr = 1\n");
+    fputs(HF_SMALL_JOB, w.to);
     int rc = ckpt_config(&x->settings, &x->found, grid, put_key, &w);
     if (strcmp(w.section, "data") != 0) fprintf(w.to, "[data]\ndata_format = mock\n");
     fclose(w.to);
@@ -129,42 +156,9 @@ static int read_job(struct export *x, const struct grid *grid) {
 }
 
 /* ---- tokenizer and special ids ------------------------------------------------------------------------------- */
-static int64_t member_id(const struct json *o, const char *key) {
-    const struct json *v = o != NULL ? json_get(o, key) : NULL;
-    return v != NULL && json_kind(v) == JSON_INTEGER ? json_integer(v) : -1;
-}
-
-/* What the foreign source said, where the model was imported. */
-static int read_source(struct export *x) {
-    struct hf_export *o = &x->o;
-    char *path = o->tokenizer ? xasprintf("%s/" HF_SOURCE_CONFIG, o->tokenizer) : NULL;
-    struct json *root = NULL;
-    int rc = 0;
-    snprintf(o->text_model, sizeof o->text_model, "mistral");
-    if (path != NULL && access(path, F_OK) == 0) rc = json_read_file(path, 16 << 20, &root);
-    if (!rc && root != NULL && json_kind(root) == JSON_OBJECT) {
-        const struct json *text = json_get(root, "text_config");
-        if (text == NULL || json_kind(text) != JSON_OBJECT) text = root;
-        const struct json *type = json_get(text, "model_type");
-        const char *name = type != NULL ? json_string(type, NULL) : NULL;
-        bool llama = text != root ? name == NULL || strcmp(name, "llama") == 0
-                                  : name != NULL && strstr(name, "llama") != NULL;
-        if (llama) snprintf(o->text_model, sizeof o->text_model, "llama");
-        if (o->image_token < 0) o->image_token = member_id(root, "image_token_index");
-        if (o->image_token < 0) o->image_token = member_id(root, "image_token_id");
-        o->pad = member_id(root, "pad_token_id");
-        o->bos = member_id(text, "bos_token_id");
-        o->eos = member_id(text, "eos_token_id");
-    }
-    if (root != NULL) json_free(root);
-    free(path);
-    return rc;
-}
-
 static int read_tokenizer(struct export *x) {
     struct hf_export *o = &x->o;
     struct tokenizer *t = NULL;
-    o->pad = o->bos = o->eos = -1;
     if (o->tokenizer == NULL && x->tokenizer_model != NULL) {
         char *slash = strrchr(x->tokenizer_model, '/');
         x->own_tokenizer =
@@ -172,7 +166,7 @@ static int read_tokenizer(struct export *x) {
                           : xstrdup(".");
         o->tokenizer = x->own_tokenizer;
     }
-    TRY(read_source(x));
+    TRY(hf_source_read(o));
     if (o->bos >= 0 || x->tokenizer_model == NULL || access(x->tokenizer_model, R_OK) != 0)
         return 0;
     TRY(tokenizer_open(x->tokenizer_type != NULL ? x->tokenizer_type : "Llama2Tokenizer",
@@ -202,20 +196,6 @@ static int check_ids(struct export *x) {
         "adds rows (LLaVA's folders have 32064), or --image-token ID names one that is "
         "there and unused",
         (long long)vocab);
-}
-
-static int check_projector(const struct export *x) {
-    const struct projector_config *p = &x->model.stack.shape.projector;
-    if (x->o.original || x->o.projector_only) return 0;
-    if (p->affine)
-        return error_raise(EXIT_USAGE,
-                           "transformers' LLaVA has no affine projector: --names original");
-    if (p->hidden == p->out) return 0;
-    return error_raise(
-        EXIT_USAGE,
-        "transformers' LLaVA has a projector of inner width %lld, the language model's; "
-        "this one has %lld",
-        (long long)p->out, (long long)p->hidden);
 }
 
 /* ---- names ------------------------------------------------------------------------------------------------------ */
@@ -254,28 +234,74 @@ static void add_tensor(struct export *x, const struct param *p, char *name, int 
 
 static void list_tensors(struct export *x) {
     const struct param_set *set = &x->model.stage.params;
-    bool zeros = !x->model.stack.shape.projector.bias && !x->o.original && !x->o.projector_only;
+    bool zeros = !x->model.stack.shape.projector.bias && x->o.original;
     x->tensor = xcalloc(2 * (size_t)set->n, sizeof *x->tensor);
     x->param = xcalloc(2 * (size_t)set->n, sizeof *x->param);
     for (int i = 0; i < set->n; i++) {
         const struct param *p = &set->param[i];
         if (x->o.projector_only && p->group != PARAM_PROJECTOR) continue;
         add_tensor(x, p, out_name(x, p->hf_name), p->ndim, p->shape);
-        if (p->group == PARAM_PROJECTOR && zeros) /* transformers' class has always had biases */
-            add_tensor(x, NULL, xasprintf("%.*sbias", (int)strlen(p->hf_name) - 6, p->hf_name), 1,
-                       p->shape);
+        if (p->group != PARAM_PROJECTOR || !zeros) continue;
+        /* The original's class has biases: of zeros it is the same function. */
+        char *bias = xasprintf("%.*sbias", (int)strlen(p->hf_name) - 6, p->hf_name);
+        add_tensor(x, NULL, out_name(x, bias), 1, p->shape);
+        free(bias);
     }
 }
 
 /* ---- the whole ------------------------------------------------------------------------------------------------------- */
-/* The configuration last: a folder without one is not taken for a whole one. */
+/* The configurations lie in a folder of their own until they have been read back; config.json gets its
+ * place last: a folder without one is not taken for a whole one. */
+#define UNREAD ".unread"
+
+static int take_place(const struct export *x, const char *unread) {
+    int rc = 0;
+    for (int i = 0; !rc && hf_config_files[i] != NULL; i++) {
+        char *from = xasprintf("%s/%s", unread, hf_config_files[i]),
+             *to = xasprintf("%s/%s", x->o.to, hf_config_files[i]);
+        if (access(from, F_OK) == 0 && rename(from, to) != 0)
+            rc = error_raise(EXIT_IO, "%s cannot be renamed: %s", from, strerror(errno));
+        free(from);
+        free(to);
+    }
+    return rc;
+}
+
+/* After a failure neither the tensors nor their index may look as if they belonged to a whole. */
+static void remove_rest(const struct export *x, const char *unread, bool failed) {
+    static const char *const whole[] = {"model.safetensors", "model.safetensors.index.json"};
+    for (int i = 0; hf_config_files[i] != NULL; i++) {
+        char *path = xasprintf("%s/%s", unread, hf_config_files[i]);
+        unlink(path);
+        free(path);
+    }
+    rmdir(unread);
+    for (int i = 0; failed && i < 2; i++) {
+        char *path = xasprintf("%s/%s", x->o.to, whole[i]);
+        unlink(path);
+        free(path);
+    }
+}
+
+static int write_configs(struct export *x) {
+    char *unread = xasprintf("%s/" UNREAD, x->o.to);
+    int rc = dir_make(unread);
+    if (!rc) rc = hf_write_configs(&x->o, x->model.cfg, unread);
+    if (!rc) rc = hf_read_back(&x->o, x->model.cfg, unread);
+    if (!rc) rc = take_place(x, unread);
+    remove_rest(x, unread, rc != 0);
+    free(unread);
+    return rc;
+}
+
 static int write_companions(struct export *x) {
     int n = 0;
     if (!x->o.projector_only && x->o.tokenizer != NULL)
         TRY(hf_copy_tokenizer(x->o.tokenizer, x->o.to, &n));
-    if (!x->o.projector_only) TRY(hf_write_configs(&x->o, x->model.cfg));
-    printf("written: %lld tensors as %s and %d files of the tokenizer in %s\n", (long long)x->n,
-           safetensors_dtype_name(x->o.dtype), n, x->o.to);
+    if (!x->o.projector_only) TRY(write_configs(x));
+    fflush(x->o.notes);
+    printf("%swritten: %lld tensors as %s and %d files of the tokenizer in %s\n", x->notes,
+           (long long)x->n, safetensors_dtype_name(x->o.dtype), n, x->o.to);
     return 0;
 }
 
@@ -300,8 +326,8 @@ static int export_found(struct export *x) {
                                          .verify_load = CKPT_VERIFY_ALL};
     int rc = ckpt_find(&x->settings, grid, &x->found);
     if (!rc) rc = read_job(x, grid);
-    if (!rc) rc = check_projector(x);
     if (!rc) rc = read_tokenizer(x);
+    if (!rc && !x->o.projector_only) rc = hf_check_keys(&x->o, x->model.cfg);
     if (!rc) rc = check_ids(x);
     rc = comm_vote(world, rc);
     if (!rc) rc = write_all(x, world);
@@ -318,13 +344,20 @@ static void export_free(struct export *x) {
     free(x->own_tokenizer);
     free(x->tokenizer_model);
     free(x->tokenizer_type);
+    free(x->conversation);
     free(x->job);
+    free(x->o.override);
+    hf_source_free(&x->o);
+    if (x->o.notes != NULL) fclose(x->o.notes);
+    free(x->notes);
 }
 
 static int export(int argc, char **argv) {
     struct export x = {0};
-    TRY(take_arguments(&x.o, argc, argv));
-    int rc = export_found(&x);
+    int rc = take_arguments(&x.o, argc, argv);
+    x.o.notes = open_memstream(&x.notes, &x.notes_bytes);
+    CHECK(x.o.notes != NULL, "no memory for notes");
+    if (!rc) rc = export_found(&x);
     export_free(&x);
     return rc;
 }

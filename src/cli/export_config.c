@@ -1,85 +1,129 @@
-/* The JSON files of an exported folder. Configurations are written in full: no reader has to know the
- * defaults of a class. */
+/* config.json of an exported folder, in full: no reader has to know the defaults of a class. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "hf_impl.h"
-#include "json.h"
 
-static void set_text(struct json *o, const char *key, const char *v) {
-    json_set(o, key, json_new_string(v));
+static void put_text(struct hf_merge *m, const char *key, const char *v) {
+    hf_put(m, key, json_new_string(v));
 }
-static void set_int(struct json *o, const char *key, int64_t v) {
-    json_set(o, key, json_new_integer(v));
+static void put_int(struct hf_merge *m, const char *key, int64_t v) {
+    hf_put(m, key, json_new_integer(v));
 }
-static void set_real(struct json *o, const char *key, double v) {
-    json_set(o, key, json_new_real(v)); /* NaN becomes null */
+static void put_real(struct hf_merge *m, const char *key, double v) {
+    hf_put(m, key, json_new_real(v));
 }
-static void set_bool(struct json *o, const char *key, bool v) {
-    json_set(o, key, json_new_bool(v));
+static void put_bool(struct hf_merge *m, const char *key, bool v) {
+    hf_put(m, key, json_new_bool(v));
 }
-static void set_id(struct json *o, const char *key, int64_t id) {
-    if (id >= 0)
-        set_int(o, key, id);
-    else
-        set_real(o, key, NAN);
-}
-
-static int write_json(const struct hf_export *e, const char *name, struct json *root) {
-    char *text = json_text(root, 2), *path = xasprintf("%s/%s", e->to, name);
-    int rc = file_write_atomic(path, text, strlen(text));
-    json_free(root);
-    free(text);
-    free(path);
-    return rc;
+/* An id that the source does not say: its class has a default, which stays. */
+static void put_id_absent(struct hf_merge *m, const char *key, int64_t id) {
+    if (id >= 0) hf_put_absent(m, key, json_new_integer(id));
 }
 
 static const char *dtype_word(enum safetensors_dtype t) {
     return t == ST_F16 ? "float16" : t == ST_BF16 ? "bfloat16" : "float32";
 }
 
-static void add_language(struct json *o, const struct hf_export *e, const struct config *c) {
-    const struct config_language *l = &c->language;
-    set_text(o, "hidden_act", "silu");
-    set_int(o, "hidden_size", l->hidden_size);
-    set_int(o, "intermediate_size", l->ffn_hidden_size);
-    set_int(o, "num_hidden_layers", l->num_layers);
-    set_int(o, "num_attention_heads", l->num_attention_heads);
-    set_int(o, "num_key_value_heads", l->num_query_groups);
-    set_int(o, "head_dim", l->kv_channels);
-    set_real(o, "rms_norm_eps", l->norm_epsilon);
-    hf_add_rope(o, l);
-    set_int(o, "max_position_embeddings",
-            l->max_position_embeddings > 0 ? l->max_position_embeddings : 32768);
-    if (strcmp(e->text_model, "mistral") == 0)
-        set_id(o, "sliding_window", l->window_size > 0 ? l->window_size : -1);
-    set_real(o, "attention_dropout", 0.0);
-    set_real(o, "initializer_range", l->init_method_std);
-    set_int(o, "vocab_size", e->vocab_size);
-    set_bool(o, "use_cache", true);
-    set_bool(o, "tie_word_embeddings", false);
-    set_id(o, "bos_token_id", e->bos);
-    set_id(o, "eos_token_id", e->eos);
-    set_id(o, "pad_token_id", e->pad);
+/* transformers 4 reads torch_dtype, 5 writes dtype and reads both. */
+static void put_dtype(struct hf_merge *m, const struct hf_export *e) {
+    hf_put_quietly(m, "torch_dtype", json_new_string(dtype_word(e->dtype)));
+    if (json_get(m->o, "dtype") != NULL)
+        hf_put_quietly(m, "dtype", json_new_string(dtype_word(e->dtype)));
 }
 
-static struct json *vision_config(const struct config *c) {
+static const struct json *member_object(const struct json *o, const char *key) {
+    const struct json *v = json_get(o, key);
+    return v != NULL && json_kind(v) == JSON_OBJECT && json_size(v) > 0 ? v : NULL;
+}
+
+/* One of the source's objects about the rotation, with what the job says over it. */
+static void put_rope_object(struct hf_merge *m, const char *key, const struct json *was,
+                            const struct json *scaling, const struct json *theta) {
+    struct hf_merge inner = hf_merge_begin(was, "config.json text_config rotation ", m->notes);
+    const struct json *type = scaling != NULL ? json_get(scaling, "rope_type") : NULL, *v;
+    const char *name;
+    for (void *i = scaling != NULL ? json_member(scaling, NULL, &name, &v) : NULL; i != NULL;
+         i = json_member(scaling, i, &name, &v))
+        hf_put(&inner, name, json_duplicate(v));
+    if (scaling == NULL) put_text(&inner, "rope_type", "default");
+    if (type != NULL && json_get(inner.o, "type") != NULL) /* the older name of rope_type */
+        hf_put(&inner, "type", json_duplicate(type));
+    if (strcmp(key, "rope_parameters") == 0 || json_get(inner.o, "rope_theta") != NULL)
+        hf_put(&inner, "rope_theta", json_duplicate(theta));
+    hf_put_quietly(m, key, inner.o);
+}
+
+/* transformers 5 writes rope_parameters and reads rope_scaling too; 4 knows rope_scaling alone. */
+static void put_rope(struct hf_merge *m, const struct config_language *l) {
+    struct json *said = json_new_object();
+    hf_add_rope(said, l);
+    const struct json *scaling = json_get(said, "rope_scaling"),
+                      *theta = json_get(said, "rope_theta");
+    const struct json *old = member_object(m->o, "rope_scaling"),
+                      *new = member_object(m->o, "rope_parameters");
+    hf_put(m, "rope_theta", json_duplicate(theta));
+    if (new != NULL) put_rope_object(m, "rope_parameters", new, scaling, theta);
+    if (old != NULL)
+        put_rope_object(m, "rope_scaling", old, scaling, theta);
+    else if (scaling != NULL)
+        hf_put_quietly(m, "rope_scaling", json_duplicate(scaling));
+    json_free(said);
+}
+
+static void put_language(struct hf_merge *m, const struct hf_export *e, const struct config *c) {
+    const struct config_language *l = &c->language;
+    bool mistral = strcmp(e->text_model, "mistral") == 0;
+    put_text(m, "hidden_act", "silu");
+    put_int(m, "hidden_size", l->hidden_size);
+    put_int(m, "intermediate_size", l->ffn_hidden_size);
+    put_int(m, "num_hidden_layers", l->num_layers);
+    put_int(m, "num_attention_heads", l->num_attention_heads);
+    const struct json *groups = json_get(m->o, "num_key_value_heads");
+    bool follows = groups != NULL && json_kind(groups) == JSON_NULL;
+    if (!follows || l->num_query_groups != l->num_attention_heads)
+        put_int(m, "num_key_value_heads", l->num_query_groups);
+    put_int(m, "head_dim", l->kv_channels);
+    put_real(m, "rms_norm_eps", l->norm_epsilon);
+    put_rope(m, l);
+    if (l->max_position_embeddings > 0)
+        put_int(m, "max_position_embeddings", l->max_position_embeddings);
+    hf_put_absent(m, "max_position_embeddings", json_new_integer(l->decoder_seq_length));
+    if (mistral && l->window_size > 0)
+        put_int(m, "sliding_window", l->window_size);
+    else if (mistral || json_get(m->o, "sliding_window") != NULL)
+        hf_put(m, "sliding_window", json_new_null());
+    if (!mistral || json_get(m->o, "attention_bias") != NULL)
+        put_bool(m, "attention_bias", l->add_bias_linear);
+    if (!mistral || json_get(m->o, "mlp_bias") != NULL) put_bool(m, "mlp_bias", l->add_bias_linear);
+    put_real(m, "attention_dropout", l->attention_dropout);
+    if (config_given(c, &l->init_method_std)) put_real(m, "initializer_range", l->init_method_std);
+    hf_put_absent(m, "initializer_range", json_new_real(l->init_method_std));
+    put_int(m, "vocab_size", e->vocab_size);
+    hf_put_absent(m, "use_cache", json_new_bool(true));
+    put_bool(m, "tie_word_embeddings", !l->untie_embeddings_and_output_weights);
+    put_id_absent(m, "bos_token_id", e->bos);
+    put_id_absent(m, "eos_token_id", e->eos);
+    put_id_absent(m, "pad_token_id", e->pad);
+}
+
+static struct json *vision_config(const struct hf_export *e, const struct config *c) {
     const struct config_vision *v = &c->vision;
-    struct json *o = json_new_object();
-    set_text(o, "model_type", "clip_vision_model");
-    set_text(o, "hidden_act", "quick_gelu");
-    set_int(o, "hidden_size", v->hidden_size);
-    set_int(o, "intermediate_size", v->ffn_hidden_size);
-    set_int(o, "num_hidden_layers", v->num_layers);
-    set_int(o, "num_attention_heads", v->num_attention_heads);
-    set_int(o, "num_channels", v->num_channels);
-    set_int(o, "image_size", v->img_h);
-    set_int(o, "patch_size", v->patch_dim);
-    set_real(o, "layer_norm_eps", 1e-5);
-    set_real(o, "attention_dropout", 0.0);
-    set_int(o, "projection_dim", 768); /* of the half of CLIP that is not there */
-    return o;
+    struct hf_merge m = hf_merge_begin(e->source.vision, "config.json vision_config.", e->notes);
+    hf_put_quietly(&m, "model_type", json_new_string("clip_vision_model"));
+    put_text(&m, "hidden_act", "quick_gelu");
+    put_int(&m, "hidden_size", v->hidden_size);
+    put_int(&m, "intermediate_size", v->ffn_hidden_size);
+    put_int(&m, "num_hidden_layers", v->num_layers);
+    put_int(&m, "num_attention_heads", v->num_attention_heads);
+    put_int(&m, "num_channels", v->num_channels);
+    put_int(&m, "image_size", v->img_h);
+    put_int(&m, "patch_size", v->patch_dim);
+    put_real(&m, "layer_norm_eps", 1e-5);
+    hf_put_absent(&m, "attention_dropout", json_new_real(0.0));
+    hf_put_absent(&m, "projection_dim", json_new_integer(768)); /* of the half that is not there */
+    return m.o;
 }
 
 static int64_t image_rows(const struct config *c) {
@@ -88,13 +132,8 @@ static int64_t image_rows(const struct config *c) {
     return patches + (v->disable_vision_class_token ? 0 : 1);
 }
 
-/* ---- images of several tiles ---------------------------------------------------------------------- */
-static bool has_tiles(const struct config *c) {
-    return c->data.image_aspect_ratio == IMAGE_ASPECT_ANYRES;
-}
-
 /* Pairs of the job file are width, height; those of transformers' files height, width. */
-static void set_pinpoints(struct json *o, const struct config *c, bool height_first) {
+void hf_put_pinpoints(struct hf_merge *m, const struct config *c, bool height_first) {
     const struct config_list *l = &c->data.image_grid_pinpoints;
     struct json *list = json_new_array();
     for (int64_t i = 0; i + 1 < l->n; i += 2) {
@@ -103,126 +142,73 @@ static void set_pinpoints(struct json *o, const struct config *c, bool height_fi
         json_append(pair, json_new_integer(l->v[height_first ? i : i + 1]));
         json_append(list, pair);
     }
-    json_set(o, "image_grid_pinpoints", list);
+    hf_put(m, "image_grid_pinpoints", list);
+}
+
+static void put_architecture(struct hf_merge *m, const char *class, const char *type) {
+    struct json *list = json_new_array();
+    json_append(list, json_new_string(class));
+    hf_put_quietly(m, "architectures", list);
+    hf_put_quietly(m, "model_type", json_new_string(type));
 }
 
 static struct json *hf_config(const struct hf_export *e, const struct config *c) {
-    struct json *o = json_new_object(), *list = json_new_array(), *text = json_new_object();
-    json_append(list, json_new_string(has_tiles(c) ? "LlavaNextForConditionalGeneration"
-                                                   : "LlavaForConditionalGeneration"));
-    json_set(o, "architectures", list);
-    set_text(o, "model_type", has_tiles(c) ? "llava_next" : "llava");
-    if (has_tiles(c)) {
-        set_pinpoints(o, c, true);
-        set_bool(o, "use_image_newline_parameter", true);
-    }
-    set_int(o, "ignore_index", DATA_NO_TARGET);
-    set_int(o, "image_token_index", e->image_token);
-    set_int(o, "image_seq_length", image_rows(c));
-    set_bool(o, "multimodal_projector_bias", true);
-    set_id(o, "pad_token_id", e->pad);
-    set_text(o, "projector_hidden_act", config_choice(c, &c->projector.projector_activation));
-    set_bool(o, "tie_word_embeddings", false);
-    set_text(o, "torch_dtype", dtype_word(e->dtype));
-    set_int(o, "vision_feature_layer", c->vision.vision_feature_layer);
-    set_text(o, "vision_feature_select_strategy",
+    bool tiles = hf_has_tiles(c);
+    struct hf_merge m = hf_merge_begin(e->source.top, "config.json ", e->notes);
+    struct hf_merge text = hf_merge_begin(e->source.text, "config.json text_config.", e->notes);
+    put_architecture(&m,
+                     tiles ? "LlavaNextForConditionalGeneration" : "LlavaForConditionalGeneration",
+                     tiles ? "llava_next" : "llava");
+    if (tiles) hf_put_pinpoints(&m, c, true);
+    if (tiles) put_bool(&m, "use_image_newline_parameter", true);
+    hf_put_absent(&m, "ignore_index", json_new_integer(DATA_NO_TARGET));
+    put_int(&m, "image_token_index", e->image_token);
+    if (json_get(m.o, "image_token_id") != NULL) put_int(&m, "image_token_id", e->image_token);
+    put_int(&m, "image_seq_length", image_rows(c));
+    put_bool(&m, "multimodal_projector_bias", c->projector.projector_bias);
+    put_id_absent(&m, "pad_token_id", e->pad);
+    put_text(&m, "projector_hidden_act", config_choice(c, &c->projector.projector_activation));
+    put_bool(&m, "tie_word_embeddings", !c->language.untie_embeddings_and_output_weights);
+    put_dtype(&m, e);
+    put_int(&m, "vision_feature_layer", c->vision.vision_feature_layer);
+    put_text(&m, "vision_feature_select_strategy",
              c->vision.disable_vision_class_token ? "default" : "full");
-    set_text(text, "model_type", e->text_model);
-    set_text(text, "torch_dtype", dtype_word(e->dtype));
-    add_language(text, e, c);
-    json_set(o, "text_config", text);
-    json_set(o, "vision_config", vision_config(c));
-    return o;
+    put_text(&text, "model_type", e->text_model);
+    put_dtype(&text, e);
+    put_language(&text, e, c);
+    hf_put_quietly(&m, "text_config", text.o);
+    hf_put_quietly(&m, "vision_config", vision_config(e, c));
+    return m.o;
 }
 
 static struct json *original_config(const struct hf_export *e, const struct config *c) {
     bool mistral = strcmp(e->text_model, "mistral") == 0;
     bool affine = c->projector.projector_type == PROJECTOR_AFFINE;
-    struct json *o = json_new_object(), *list = json_new_array();
-    json_append(list,
-                json_new_string(mistral ? "LlavaMistralForCausalLM" : "LlavaLlamaForCausalLM"));
-    json_set(o, "architectures", list);
-    set_text(o, "model_type", mistral ? "llava_mistral" : "llava_llama");
-    set_text(o, "mm_vision_tower", "openai/clip-vit-large-patch14-336");
-    set_int(o, "mm_hidden_size", c->vision.hidden_size);
-    set_text(o, "mm_projector_type", affine ? "linear" : "mlp2x_gelu");
-    set_int(o, "mm_vision_select_layer", c->vision.vision_feature_layer);
-    set_text(o, "mm_vision_select_feature",
+    const struct json *flat = e->source.original != NULL ? e->source.original : e->source.text;
+    struct hf_merge m = hf_merge_begin(flat, "config.json ", e->notes);
+    put_architecture(&m, mistral ? "LlavaMistralForCausalLM" : "LlavaLlamaForCausalLM",
+                     mistral ? "llava_mistral" : "llava_llama");
+    hf_put_absent(&m, "mm_vision_tower", json_new_string("openai/clip-vit-large-patch14-336"));
+    put_int(&m, "mm_hidden_size", c->vision.hidden_size);
+    put_text(&m, "mm_projector_type", affine ? "linear" : "mlp2x_gelu");
+    put_int(&m, "mm_vision_select_layer", c->vision.vision_feature_layer);
+    put_text(&m, "mm_vision_select_feature",
              c->vision.disable_vision_class_token ? "patch" : "cls_patch");
-    set_text(o, "mm_patch_merge_type", has_tiles(c) ? "spatial_unpad" : "flat");
-    if (has_tiles(c)) set_pinpoints(o, c, false);
-    set_text(o, "image_aspect_ratio", config_choice(c, &c->data.image_aspect_ratio));
-    set_bool(o, "mm_use_im_start_end", false);
-    set_bool(o, "mm_use_im_patch_token", false);
-    set_int(o, "tokenizer_model_max_length", c->language.decoder_seq_length);
-    set_text(o, "tokenizer_padding_side", "right");
-    set_text(o, "torch_dtype", dtype_word(e->dtype));
-    add_language(o, e, c);
-    json_set(o, "vision_config", vision_config(c)); /* the original leaves it to mm_vision_tower */
-    return o;
+    put_text(&m, "mm_patch_merge_type", hf_has_tiles(c) ? "spatial_unpad" : "flat");
+    if (hf_has_tiles(c)) hf_put_pinpoints(&m, c, false);
+    put_text(&m, "image_aspect_ratio", config_choice(c, &c->data.image_aspect_ratio));
+    put_bool(&m, "mm_use_im_start_end", false);
+    put_bool(&m, "mm_use_im_patch_token", false);
+    hf_put_absent(&m, "tokenizer_model_max_length",
+                  json_new_integer(c->language.decoder_seq_length));
+    hf_put_absent(&m, "tokenizer_padding_side", json_new_string("right"));
+    put_dtype(&m, e);
+    put_language(&m, e, c);
+    /* The original leaves it to mm_vision_tower. */
+    hf_put_quietly(&m, "vision_config", vision_config(e, c));
+    return m.o;
 }
 
-static struct json *size_of(const char *a, int64_t x, const char *b, int64_t y) {
-    struct json *o = json_new_object();
-    set_int(o, a, x);
-    if (b != NULL) set_int(o, b, y);
-    return o;
-}
-
-static void set_three(struct json *o, const char *key, const struct config_real_list *v) {
-    struct json *list = json_new_array();
-    for (int64_t i = 0; i < v->n; i++) json_append(list, json_new_real(v->v[i]));
-    json_set(o, key, list);
-}
-
-static struct json *preprocessor_config(const struct config *c) {
-    bool pad = c->data.image_aspect_ratio == IMAGE_ASPECT_PAD;
-    struct json *o = json_new_object();
-    set_text(o, "image_processor_type",
-             has_tiles(c) ? "LlavaNextImageProcessor"
-             : pad        ? "LlavaImageProcessor"
-                          : "CLIPImageProcessor");
-    set_text(o, "processor_class", has_tiles(c) ? "LlavaNextProcessor" : "LlavaProcessor");
-    if (pad || has_tiles(c)) set_bool(o, "do_pad", true);
-    if (has_tiles(c)) set_pinpoints(o, c, true);
-    set_bool(o, "do_convert_rgb", true);
-    set_bool(o, "do_resize", true);
-    set_bool(o, "do_center_crop", true);
-    set_bool(o, "do_rescale", true);
-    set_bool(o, "do_normalize", true);
-    json_set(o, "size", size_of("shortest_edge", c->vision.img_h, NULL, 0));
-    json_set(o, "crop_size", size_of("height", c->vision.img_h, "width", c->vision.img_w));
-    set_int(o, "resample", 3);
-    set_real(o, "rescale_factor", 1.0 / 255.0);
-    set_three(o, "image_mean", &c->data.image_mean);
-    set_three(o, "image_std", &c->data.image_std);
-    return o;
-}
-
-static struct json *processor_config(const struct config *c) {
-    struct json *o = json_new_object();
-    set_text(o, "processor_class", has_tiles(c) ? "LlavaNextProcessor" : "LlavaProcessor");
-    set_text(o, "image_token", "<image>");
-    set_int(o, "num_additional_image_tokens", 1);
-    set_int(o, "patch_size", c->vision.patch_dim);
-    set_text(o, "vision_feature_select_strategy",
-             c->vision.disable_vision_class_token ? "default" : "full");
-    return o;
-}
-
-static struct json *generation_config(const struct hf_export *e) {
-    struct json *o = json_new_object();
-    set_bool(o, "_from_model_config", true);
-    if (e->bos >= 0) set_int(o, "bos_token_id", e->bos);
-    if (e->eos >= 0) set_int(o, "eos_token_id", e->eos);
-    if (e->pad >= 0) set_int(o, "pad_token_id", e->pad);
-    return o;
-}
-
-/* config.json last: a folder without it is not taken for a whole one. */
-int hf_write_configs(const struct hf_export *e, const struct config *cfg) {
-    TRY(write_json(e, "preprocessor_config.json", preprocessor_config(cfg)));
-    TRY(write_json(e, "generation_config.json", generation_config(e)));
-    if (!e->original) TRY(write_json(e, "processor_config.json", processor_config(cfg)));
-    return write_json(e, "config.json", e->original ? original_config(e, cfg) : hf_config(e, cfg));
+struct json *hf_new_config(const struct hf_export *e, const struct config *cfg) {
+    return e->original ? original_config(e, cfg) : hf_config(e, cfg);
 }

@@ -5,11 +5,15 @@
 #include "checkpoint.h"
 #include "cli_impl.h"
 #include "hf_config.h"
+#include "json.h"
 
 #define HF_SLICE ((int64_t)16 << 20) /* elements held at a time */
 #define HF_TOKENIZER_FOLDER "tokenizer"
-#define HF_SOURCE_CONFIG                                                                           \
-    "source_config.json" /* the foreign config.json, kept beside the tokenizer */
+/* The source's own JSON files, which import puts beside the tokenizer's. */
+#define HF_SOURCE_PREFIX "source_"
+#define HF_SOURCE_CONFIG HF_SOURCE_PREFIX "config.json"
+#define HF_SOURCE_VISION HF_SOURCE_PREFIX "vision_config.json"
+#define HF_JSON_MAX ((size_t)16 << 20)
 
 /* The whole model of a job file, as with one rank; no memory for its weights. */
 struct hf_model {
@@ -36,14 +40,27 @@ int hf_option_value(int argc, char **argv, int *i, const char **value);
  * for hours while another has nothing left to do. */
 int hf_grid_create(struct grid **grid);
 
+/* Import: the JSON files of both folders (the same one, mostly) into `folder`; absent ones: nothing. */
+int hf_carry_source(const char *language, const char *vision, const char *folder);
+
 /* ---- export ------------------------------------------------------------------------------------- */
+/* The source's configuration in the parts of a LLaVA; NULL: it had no such part. */
+struct hf_carried {
+    struct json *top, *text, *vision; /* config.json: top is without text_config, vision_config */
+    struct json *original;            /* the whole of the original LLaVA's flat one */
+    struct json *generation, *images, *processor;
+};
 struct hf_export {
     const char *from, *to, *tokenizer; /* tokenizer: folder of its files */
     int64_t step, max_bytes, vocab_size, image_token;
     enum safetensors_dtype dtype;
     bool projector_only, original;
+    char **override; /* data:key=value */
+    int n_overrides;
     int64_t pad, bos, eos; /* ids, -1: none */
     char text_model[32];
+    struct hf_carried source;
+    FILE *notes; /* what of the source is not kept, a line each */
 };
 struct hf_tensors {
     const struct safetensor *tensor;
@@ -56,11 +73,48 @@ struct hf_tensors {
 int hf_write_tensors(const struct hf_export *e, const struct group *world,
                      const struct ckpt_settings *settings, const struct ckpt_found *found,
                      const struct hf_tensors *tensors);
+
+/* What a job must say beside a model, so that it can be read for its model alone. */
+#define HF_SMALL_JOB                                                                               \
+    "[run]\nfamily = llava\nrun_dir = .\n[training]\nmicro_batch_size = 1\ntrain_iters = 1\n"      \
+    "[optimizer]\nlr = 1\n"
+/* Chooses the class of the language model and refuses what config.json cannot say of the job, every
+ * key by name: EXIT_USAGE. */
+int hf_check_keys(struct hf_export *e, const struct config *cfg);
+/* Must the key have the job's value when config.json is read? Is it said by the companions? */
+bool hf_key_must_return(const char *section, const char *key);
+bool hf_key_is_input(const char *section, const char *key);
+bool hf_same_value(const char *a, const char *b); /* numbers by their value */
+
+/* What import carried beside the tokenizer; fills text_model, pad, bos, eos, image_token from it. */
+int hf_source_read(struct hf_export *e);
+void hf_source_free(struct hf_export *e);
+
+/* An object that begins as a copy of `source` (NULL: empty); free o, or give it away. */
+struct hf_merge {
+    struct json *o;
+    const char *path; /* before a key in a note */
+    FILE *notes;      /* NULL: none */
+};
+struct hf_merge hf_merge_begin(const struct json *source, const char *path, FILE *notes);
+void hf_put(struct hf_merge *m, const char *key, struct json *v); /* another value is noted */
+void hf_put_quietly(struct hf_merge *m, const char *key, struct json *v);
+void hf_put_absent(struct hf_merge *m, const char *key, struct json *v); /* the source's stays */
+/* *out NULL: no such file. Integers beyond 64 bits are read as reals. */
+int hf_read_object(const char *folder, const char *name, struct json **out);
+
 /* Sets rope_theta, and rope_scaling where rope_type is another than rope, in the object of the
  * language model. */
-struct json;
 void hf_add_rope(struct json *o, const struct config_language *l);
-/* config.json and its companions for a model that is written in scheme A (or original). */
-int hf_write_configs(const struct hf_export *e, const struct config *cfg);
+bool hf_has_tiles(const struct config *c);
+void hf_put_pinpoints(struct hf_merge *m, const struct config *c, bool height_first);
+struct json *hf_new_config(const struct hf_export *e, const struct config *cfg);
+int hf_write_json(const char *folder, const char *name, struct json *root); /* takes root */
+/* config.json, last of hf_config_files, and its companions. */
+extern const char *const hf_config_files[];
+int hf_write_configs(const struct hf_export *e, const struct config *cfg, const char *folder);
+/* The importer reads the tensors of e->to and the files in `configs`: EXIT_INTERNAL with every key
+ * that is not the job's again. */
+int hf_read_back(const struct hf_export *e, const struct config *cfg, const char *configs);
 
 #endif

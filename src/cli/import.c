@@ -340,12 +340,9 @@ static int save(struct import *m) {
 
 static int copy_companions(const struct import *m) {
     char *folder = xasprintf("%s/" HF_TOKENIZER_FOLDER, m->to);
-    int n = 0, other = 0, rc = dir_make(folder);
+    int n = 0, rc = dir_make(folder);
     if (!rc) rc = hf_copy_tokenizer(m->from[LANGUAGE], folder, &n);
-    if (!rc) rc = hf_copy_file(m->from[LANGUAGE], "config.json", folder, HF_SOURCE_CONFIG, &other);
-    if (!rc)
-        rc = hf_copy_file(m->from[LANGUAGE], "generation_config.json", folder,
-                          "generation_config.json", &other);
+    if (!rc) rc = hf_carry_source(m->from[LANGUAGE], m->from[VISION], folder);
     if (!rc) printf("tokenizer: %d files copied\n", n);
     if (!rc && n == 0)
         log_warn("%s has no tokenizer: put tokenizer.model into %s", m->from[LANGUAGE], folder);

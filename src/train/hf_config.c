@@ -156,9 +156,12 @@ static void language_keys(struct reader *r, const char *type, struct hf_keys *k)
                             "%s: tie_word_embeddings: the head of family llava is its "
                             "own tensor",
                             r->path);
-    if (truth(r, "attention_bias", false) || truth(r, "mlp_bias", false))
+    bool bias = truth(r, "attention_bias", false), mlp_bias = truth(r, "mlp_bias", false);
+    if (bias != mlp_bias || (bias && mistral))
         r->rc = error_raise(EXIT_BAD_DATA,
-                            "%s: attention_bias, mlp_bias: Mistral and Llama have none", r->path);
+                            "%s: attention_bias is %s, mlp_bias %s: this version has both, in a "
+                            "llama, or none",
+                            r->path, bias ? "true" : "false", mlp_bias ? "true" : "false");
     snprintf(k->text_model, sizeof k->text_model, "%s", type);
     set_int(k, "language", "num_layers", size_of(r, "num_hidden_layers", 32));
     set_int(k, "language", "hidden_size", hidden);
@@ -176,6 +179,7 @@ static void language_keys(struct reader *r, const char *type, struct hf_keys *k)
     if (window > 0) set_int(k, "language", "window_size", window);
     set_int(k, "language", "vocab_size", size_of(r, "vocab_size", 32000));
     set_fixed(k);
+    set_bool(k, "language", "add_bias_linear", bias);
 }
 
 /* Mistral's own release: params.json. */

@@ -401,6 +401,39 @@ static void test_json_reads_and_writes(void **state) {
     free(text);
 }
 
+static void test_json_compares_and_copies(void **state) {
+    (void)state;
+    static const struct {
+        const char *a, *b;
+        bool same;
+    } pair[] = {{"1", "1.0", true},
+                {"1", "1.5", false},
+                {"0.1", "0.1", true},
+                {"1", "true", false},
+                {"null", "0", false},
+                {"\"a\"", "\"b\"", false},
+                {"{\"a\": 1, \"b\": [2, 3]}", "{\"b\": [2.0, 3], \"a\": 1}", true},
+                {"{\"a\": 1}", "{\"a\": 1, \"b\": 1}", false},
+                {"{\"a\": 1}", "{\"b\": 1}", false},
+                {"[1, 2]", "[2, 1]", false}};
+    for (size_t i = 0; i < sizeof pair / sizeof *pair; i++) {
+        struct json *a = read_json(pair[i].a), *b = read_json(pair[i].b);
+        assert_int_equal(json_same(a, b), pair[i].same);
+        struct json *copy = json_duplicate(a);
+        assert_true(json_same(a, copy));
+        if (json_kind(copy) == JSON_OBJECT) { /* what is below is a copy too */
+            json_remove(copy, "a");
+            json_remove(copy, "nothing");
+            json_set(copy, "n", json_new_null());
+            assert_non_null(json_get(a, json_get(a, "a") != NULL ? "a" : "b"));
+            assert_false(json_same(a, copy));
+        }
+        json_free(copy);
+        json_free(a);
+        json_free(b);
+    }
+}
+
 static void test_json_refuses(void **state) {
     (void)state;
     char deep[200];
@@ -443,6 +476,7 @@ int main(void) {
         cmocka_unit_test(test_lfs_pointers),
         cmocka_unit_test(test_encoding),
         cmocka_unit_test(test_json_reads_and_writes),
+        cmocka_unit_test(test_json_compares_and_copies),
         cmocka_unit_test(test_json_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

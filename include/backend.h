@@ -182,20 +182,27 @@ struct backend {
     const struct backend_ops *ops;
     enum dtype dtype, acc;
     int threads;
-    bool measuring;     /* the operations only count (see backend_create_measuring) */
-    double gemm_flops;  /* counted by linear_* */
-    double other_flops; /* attention: 4 (forward) or 10 (backward, recompute included) per visible
-                            query-key pair and head dimension are NOT here but in attention_flops */
-    double attention_flops;   /* model FLOPs: 4 d per visible pair forward, 8 d backward */
+    bool measuring; /* the operations only count (see backend_create_measuring) */
+    /* FLOPs of what was computed so far, by shape. A product [m,k] [k,n] is 2 m k n; attention of
+     * head dimension d is 4 d for each visible query-key pair and head forward, 8 d backward.
+     * Norms, activations, the softmax and the optimizer are not counted. */
+    double gemm_flops, attention_flops;
+    double repeated_flops;    /* those of both above that recomputing did once more */
     void (*progress)(void *); /* called by the main thread between blocks of work; may be NULL */
     void *progress_arg;
     void *state; /* of the implementation */
 };
 
-/* CPU: OpenBLAS + OpenMP; dtype fp32 or fp64. threads = 0: OMP_NUM_THREADS if set, else the cores
- * this process may use divided by the ranks that share them. EXIT_UNAVAILABLE if it cannot be
- * created. */
+/* CPU: OpenBLAS + OpenMP; dtype fp32 or fp64. threads = 0: what cpus_threads grants one of
+ * ranks_sharing processes with the limits of this one. EXIT_UNAVAILABLE if it cannot be created. */
 int backend_create_cpu(enum dtype dtype, int threads, int ranks_sharing, struct backend **be);
+/* The speed of light: rounds of one product of matrices on each thread at once, by the library that
+ * multiplies for this backend (not one that only counts). out: seconds[rounds]; the first round warms
+ * up. together(arg) is called before each round if it is not NULL. Destroys the contents of the
+ * workspace, allocates nothing. */
+void backend_measure_peak(struct backend *be, int rounds, void (*together)(void *arg), void *arg,
+                          double *seconds);
+double backend_peak_flops(const struct backend *be); /* of one round */
 /* Counts FLOPs and does nothing else; any working dtype; pointers are never followed. The planner
  * runs the layers' own code over it. */
 struct backend *backend_create_measuring(enum dtype dtype);

@@ -1,21 +1,13 @@
 /* CPU backend: creation, memory, threads. */
 #include <cblas.h>
 #include <omp.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cpu_impl.h"
+#include "cpus.h"
 
 /* ---- threads ------------------------------------------------------------------------------- */
-
-static int cores_available(void) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-    int n = CPU_COUNT(&set);
-    return n > 0 ? n : 1;
-}
 
 void cpu_parallel(struct backend *be, int64_t n,
                   void (*body)(const void *ctx, int64_t i, int thread), const void *ctx) {
@@ -90,11 +82,13 @@ void synchronize_cpu(struct backend *be) {
 
 /* ---- creation ------------------------------------------------------------------------------ */
 
-/* OMP_NUM_THREADS where it is one whole number, else what the cores allow. */
-static int threads_of_environment(int cores) {
-    const char *text = getenv("OMP_NUM_THREADS");
-    int64_t n;
-    return text != NULL && parse_int64(text, &n) && n >= 1 && n <= 4096 ? (int)n : cores;
+/* As many as this process is granted beside ranks_sharing - 1 others. */
+static int default_threads(int ranks_sharing) {
+    struct cpu_limits limits;
+    char how[CPU_TEXT_MAX], notice[CPU_TEXT_MAX];
+    cpus_read("", &limits);
+    struct cpu_share share = cpus_share_alike(&limits, ranks_sharing);
+    return cpus_threads(&share, 0, getenv("OMP_NUM_THREADS"), how, notice);
 }
 
 int backend_create_cpu(enum dtype dtype, int threads, int ranks_sharing, struct backend **be) {
@@ -108,8 +102,7 @@ int backend_create_cpu(enum dtype dtype, int threads, int ranks_sharing, struct 
         return error_raise(EXIT_USAGE,
                            "cpu device: %d threads; allowed are 0 (one per core) to 4096", threads);
     CHECK(ranks_sharing >= 1, "%d ranks share my cores", ranks_sharing);
-    if (threads == 0) threads = threads_of_environment(cores_available() / ranks_sharing);
-    if (threads < 1) threads = 1;
+    if (threads == 0) threads = default_threads(ranks_sharing);
     const struct backend_ops *ops = dtype == DTYPE_F32 ? backend_ops_cpu32() : backend_ops_cpu64();
     backend_check_table(ops);
     /* Its own threads would divide sums by their number. */

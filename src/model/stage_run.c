@@ -122,6 +122,7 @@ void stage_forward(struct stage *st, struct pass *p, struct slot *s, const struc
 
 /* Forward of the group's blocks once more, from its kept input; everything lands in scratch. */
 static void recompute_group(struct stage *st, struct pass *p, struct slot *s, int from, int to) {
+    double before = p->be->gemm_flops + p->be->attention_flops;
     for (int i = from; i <= to; i++) {
         struct tensor y = block_output(st, p, i);
         y.data = arena_alloc(p->scratch, tensor_bytes(&y));
@@ -134,6 +135,7 @@ static void recompute_group(struct stage *st, struct pass *p, struct slot *s, in
         arena_release(p->scratch, mark);
         if (i < to) s->act[i + 1] = y;
     }
+    p->be->repeated_flops += p->be->gemm_flops + p->be->attention_flops - before;
 }
 
 static int group_begin(const struct stage *st, int i) {

@@ -137,11 +137,33 @@ static void test_measuring(void **state) {
     backend_destroy(be);
 }
 
+static void count(void *arg) {
+    ++*(int *)arg;
+}
+
+/* The speed of light: each round is timed and begun together, nothing is counted as work of a run. */
+static void test_peak(void **state) {
+    (void)state;
+    for (size_t b = 0; b < KIT_BACKENDS; b++) {
+        struct kit *k = kit_open(&kit_backends[b], 3);
+        double seconds[3] = {0};
+        int rounds = 0;
+        backend_measure_peak(k->be, 3, count, &rounds, seconds);
+        assert_int_equal(rounds, 3);
+        assert_true(backend_peak_flops(k->be) == 3 * 2.0 * 256 * 512 * 512);
+        for (int i = 0; i < 3; i++) /* no core does 10 TFLOP/s, none needs 20 s */
+            assert_true(seconds[i] > 3e-5 && seconds[i] < 20);
+        assert_true(k->be->gemm_flops == 0);
+        kit_close(k);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_creation),     cmocka_unit_test(test_devices),
         cmocka_unit_test(test_memory),       cmocka_unit_test(test_convert_16),
         cmocka_unit_test(test_convert_wide), cmocka_unit_test(test_measuring),
+        cmocka_unit_test(test_peak),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

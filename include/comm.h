@@ -8,6 +8,7 @@
 #define STRATA_COMM_H
 
 #include "backend.h"
+#include "cpus.h"
 
 struct grid;  /* W = T*P*D ranks */
 struct group; /* the ranks that share all but some coordinates */
@@ -23,9 +24,9 @@ void comm_finalize(void);
 void comm_library_version(char *text, size_t size);
 int comm_world_rank(void);
 int comm_world_size(void);
-/* Ranks of this host that may run on a core of mine, myself included: all of them where nothing is
- * bound, one where the launcher gave each its own. Collective over the world. */
-int comm_ranks_on_my_cores(void);
+/* What the ranks of this node leave of its cores and CPU quotas for this rank, whose limits are
+ * `mine`. Collective over the world. */
+struct cpu_share comm_cpu_share(const struct cpu_limits *mine);
 
 /* Collective over the world. D = W/(T*P) must be exact: EXIT_USAGE names the product and the
  * nearest legal counts. */

@@ -175,13 +175,30 @@ static int plan_training(struct check_report *r) {
     return 0;
 }
 
+/* As train would choose on this machine, where the job may be planned but not run. */
+static void plan_threads(struct check_report *r) {
+    const struct config *c = r->cfg;
+    char notice[CPU_TEXT_MAX];
+    struct cpu_limits limits;
+    if (c->run.device != DEVICE_CPU) return;
+    int here = r->ranks_per_node > 0 && r->ranks_per_node < r->n_ranks ? (int)r->ranks_per_node
+                                                                       : r->n_ranks;
+    cpus_read("", &limits);
+    struct cpu_share share = cpus_share_alike(&limits, here);
+    r->threads = cpus_threads(&share, (int)c->run.threads_per_rank, getenv("OMP_NUM_THREADS"),
+                              r->threads_how, notice);
+    if (notice[0] != '\0') check_warn(r, "%s", notice);
+}
+
 static int make_plan(struct check_report *r) {
     TRY(find_vocabulary(r));
     TRY(r->generate ? plan_generation(r) : plan_training(r));
     r->stage = xcalloc((size_t)r->layout.pp, sizeof *r->stage);
     TRY(plan_step(&r->stack, &r->layout, r->largest, r->stage, &r->step));
     plan_cuts(r);
-    return plan_ranks(r);
+    TRY(plan_ranks(r));
+    plan_threads(r);
+    return 0;
 }
 
 /* The rank that needs most speaks for all that need too much. */

@@ -28,6 +28,8 @@ struct check_report {
     int n_ranks;
     struct cut_plan *cut;
     int n_cuts;
+    int threads; /* of a rank on the CPU, were all ranks of a node on this machine; 0: another device */
+    char threads_how[CPU_TEXT_MAX];
     char **warning;
     int n_warnings;
 };

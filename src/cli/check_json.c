@@ -134,6 +134,10 @@ static void put_job(struct json *o, const struct check_report *r) {
     put_integer(o, "parameters", r->stack.n_parameters);
     put_integer(o, "trained_parameters", r->stack.n_trainable);
     put_integer(o, "ranks_total", r->n_ranks);
+    if (r->threads > 0) {
+        put_integer(o, "threads_per_rank", r->threads);
+        put_text(o, "threads_from", r->threads_how);
+    }
     put_integer(o, "tensor", r->layout.tp);
     put_integer(o, "pipeline", r->layout.pp);
     put_integer(o, "data", r->layout.dp);

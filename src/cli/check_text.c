@@ -39,6 +39,11 @@ static void print_job(const struct check_report *r, FILE *to) {
             c->training.micro_batch_size);
 }
 
+static void print_threads(const struct check_report *r, FILE *to) {
+    if (r->threads > 0)
+        fprintf(to, "threads  %d per rank on this machine: %s\n", r->threads, r->threads_how);
+}
+
 static void print_micro_batch(const struct check_report *r, FILE *to) {
     const struct microbatch *mb = r->largest;
     char tiles[48] = "";
@@ -184,6 +189,7 @@ static void print_memory(const struct check_report *r, FILE *to) {
 
 void check_print_text(const struct check_report *r, FILE *to) {
     print_job(r, to);
+    print_threads(r, to);
     print_micro_batch(r, to);
     print_layout(r, to);
     print_stages(r, to);

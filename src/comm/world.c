@@ -57,25 +57,20 @@ int comm_world_size(void) {
     return size;
 }
 
-int comm_ranks_on_my_cores(void) {
-    MPI_Comm host;
-    int size, sharing = 0;
-    cpu_set_t mine, both;
-    mpi_check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+struct cpu_share comm_cpu_share(const struct cpu_limits *mine) {
+    MPI_Comm node;
+    int size, rank;
+    mpi_check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node),
               "MPI_Comm_split_type");
-    MPI_Comm_size(host, &size);
-    CPU_ZERO(&mine);
-    CHECK(sched_getaffinity(0, sizeof mine, &mine) == 0, "this process has no affinity mask");
-    cpu_set_t *all = xcalloc((size_t)size, sizeof *all);
-    mpi_check(MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, host),
+    MPI_Comm_size(node, &size);
+    MPI_Comm_rank(node, &rank);
+    struct cpu_limits *all = xcalloc((size_t)size, sizeof *all);
+    mpi_check(MPI_Allgather(mine, sizeof *mine, MPI_BYTE, all, sizeof *mine, MPI_BYTE, node),
               "MPI_Allgather");
-    for (int i = 0; i < size; i++) {
-        CPU_AND(&both, &mine, &all[i]);
-        sharing += CPU_COUNT(&both) > 0;
-    }
+    struct cpu_share share = cpus_share(all, size, rank);
     free(all);
-    MPI_Comm_free(&host);
-    return sharing;
+    MPI_Comm_free(&node);
+    return share;
 }
 
 bool comm_pause(double start, double limit) {

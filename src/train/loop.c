@@ -9,25 +9,33 @@ static const struct group *world(const struct run *r) {
     return grid_group(r->grid, GROUP_WORLD);
 }
 
-/* Loss of the step on every rank. Only the last stage's first TP rank speaks; adding the zeros of
- * the others is exact, and dp parts are added in rank order. */
-static int sum_loss(struct run *r, double *loss) {
+static double useful_flops(const struct backend *be) {
+    return be->gemm_flops + be->attention_flops - be->repeated_flops;
+}
+
+/* Loss of the step on every rank, and with it the FLOPs of this pass, `flops` on this rank. Only the
+ * last stage's first TP rank contributes a loss; adding the zeros of the others is exact, and dp parts
+ * are added in rank order. */
+static int sum_loss(struct run *r, double flops, struct step_numbers *numbers) {
     const struct config *c = r->cfg;
-    bool speaks = r->last_stage && group_rank(grid_group(r->grid, GROUP_TP)) == 0;
+    bool contributes = r->last_stage && group_rank(grid_group(r->grid, GROUP_TP)) == 0;
     struct microbatch_source source = batcher_source(r->batcher);
-    double sum[2] = {0, 0};
-    for (int k = 0; speaks && k < r->layout.pipeline.micro_batches; k++) {
+    double sum[3] = {0, 0, flops};
+    for (int k = 0; contributes && k < r->layout.pipeline.micro_batches; k++) {
         double factor =
             c->training.calculate_per_token_loss ? 1.0 : source.loss_scale(r->batcher, k);
         sum[0] += factor * r->result.loss_sum[k];
         sum[1] += (double)r->result.loss_rows[k];
     }
-    comm_allreduce_f64(world(r), sum, 2, REDUCE_SUM);
+    comm_allreduce_f64(world(r), sum, 3, REDUCE_SUM);
     int64_t n = batcher_targets(r->batcher);
     if ((int64_t)sum[1] != n)
         return error_raise(EXIT_INTERNAL, "step %lld counted %lld target rows, the index says %lld",
                            (long long)r->at.step + 1, (long long)sum[1], (long long)n);
-    *loss = n == 0 ? 0.0 : c->training.calculate_per_token_loss ? sum[0] / (double)n : sum[0];
+    numbers->loss = n == 0                                 ? 0.0
+                    : c->training.calculate_per_token_loss ? sum[0] / (double)n
+                                                           : sum[0];
+    numbers->flops += sum[2];
     return 0;
 }
 
@@ -59,10 +67,11 @@ static int one_pass(struct run *r, struct step_numbers *n) {
     struct microbatch_source source = batcher_source(r->batcher);
     struct param_set *set = &r->stage.params;
     r->be->ops->zero(r->be, set->grads, (size_t)set->grad_elements * dtype_size(r->be->acc));
+    double flops = useful_flops(r->be);
     fault_point("step.pipeline.before");
     TRY(pipeline_run(r->pipeline, &source, r->at.step, true, &r->result));
     fault_point("step.pipeline.after");
-    TRY(sum_loss(r, &n->loss));
+    TRY(sum_loss(r, useful_flops(r->be) - flops, n));
     fault_point("step.loss.after");
     n->finite = isfinite(n->loss);
     n->grad_norm = NAN;

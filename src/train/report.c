@@ -48,6 +48,7 @@ void report_plan(const struct run *r) {
              STRATA_VERSION, r->stack.family->name, r->stack.n_parameters, r->stack.n_trainable,
              r->stack.n_layers, r->stack.kind_count[0], r->stack.kind_count[1],
              r->stack.kind_count[2], r->be->threads);
+    machine_report_threads(r);
     char split[256];
     for (int i = 0, at = 0; i < r->layout.pp && at < (int)sizeof split; i++)
         at += snprintf(split + at, sizeof split - (size_t)at, "%s%lld", i > 0 ? "," : "",
@@ -95,32 +96,53 @@ static int write_metrics(struct run *r, const struct step_numbers *n) {
 }
 
 /* ---- the log line --------------------------------------------------------------------------------- */
+/* Speed of an interval, in Megatron-LM's field and in strata's own. FLOPs are those that the devices of
+ * all ranks counted in the steps (backend.h: products and attention by the shapes that were computed,
+ * the vision tower included, nothing twice for recomputing); a rank's is the mean, over the whole time
+ * of the steps. Megatron-LM has one digit; a CPU needs more to have any. The share is that of the
+ * speed of sgemm which all ranks reached together at the start (machine.c). */
+struct speed_text {
+    char field[64], own[96];
+};
+
+static struct speed_text speed_text(const struct run *r) {
+    const struct totals *t = &r->totals;
+    struct speed_text text = {.field = "", .own = ""};
+    if (!r->cfg->logging.log_throughput) return text;
+    double all = t->flops / t->seconds;
+    double one = all / group_size(grid_group(r->grid, GROUP_WORLD));
+    snprintf(text.field, sizeof text.field, " throughput per GPU (TFLOP/s/GPU): %.*f |",
+             one < 1e12 ? 4 : 1, 1e-12 * one);
+    int n = snprintf(text.own, sizeof text.own, " GFLOP/s per rank: %.2f |", 1e-9 * one);
+    if (r->peak > 0)
+        snprintf(text.own + n, sizeof text.own - (size_t)n, " share of peak: %.1f %% |",
+                 100 * all / r->peak);
+    return text;
+}
+
 static void log_line(struct run *r, const struct step_numbers *n) {
     struct totals *t = &r->totals;
-    char now[32], throughput[64] = "";
+    struct speed_text speed = speed_text(r);
+    char now[32];
     clock_utc(now, true);
     now[10] = ' ';
     now[26] = 0; /* without the zone letter */
     double per_step = t->seconds / (double)t->steps;
-    if (r->cfg->logging.log_throughput)
-        snprintf(throughput, sizeof throughput, " throughput per GPU (TFLOP/s/GPU): %.1f |",
-                 t->flops / t->seconds * 1e-12);
     log_info(
         " [%s] iteration %8" PRId64 "/%8" PRId64 " | consumed samples: %12" PRId64
         " | elapsed time per iteration (ms): %.1f |%s learning rate: %.6E | global batch size: "
         "%5" PRId64 " | lm loss: %.6E | loss scale: %.1f | grad norm: %.3f | number of skipped "
         "iterations: %3" PRId64 " | number of nan iterations: %3" PRId64
         " | target tokens: %" PRId64 " | images: %" PRId64
-        " | data wait (ms): %.1f | samples without target: %" PRId64 " |",
+        " | data wait (ms): %.1f | samples without target: %" PRId64 " |%s",
         now, r->at.step, r->cfg->derived.train_iters, r->at.consumed_samples, 1e3 * per_step,
-        throughput, n->lr, r->cfg->training.global_batch_size, t->loss / (double)t->steps, 1.0,
+        speed.field, n->lr, r->cfg->training.global_batch_size, t->loss / (double)t->steps, 1.0,
         n->grad_norm, r->at.skipped_iterations, r->at.nan_iterations, t->targets, t->images,
-        1e3 * t->data_wait, (int64_t)0);
+        1e3 * t->data_wait, (int64_t)0, speed.own);
 }
 
 int report_step(struct run *r, const struct step_numbers *n) {
     struct totals *t = &r->totals;
-    double flops = r->be->gemm_flops + r->be->attention_flops;
     r->history[r->n_history++] = (struct ckpt_row){r->at.step, n->loss, n->lr, n->grad_norm};
     r->speed[r->n_speed++] = (struct ckpt_speed){r->at.step, tokens_per_second(n)};
     t->steps++;
@@ -128,12 +150,11 @@ int report_step(struct run *r, const struct step_numbers *n) {
     t->seconds += n->seconds;
     t->targets += n->targets;
     t->images += n->images;
-    t->flops = flops - r->flops_logged;
+    t->flops += n->flops;
     t->data_wait = batcher_wait_seconds(r->batcher) - r->wait_logged;
     if (r->at.step % r->cfg->logging.log_interval == 0 ||
         r->at.step == r->cfg->derived.train_iters || r->at.step == 1) {
         log_line(r, n);
-        r->flops_logged = flops;
         r->wait_logged = batcher_wait_seconds(r->batcher);
         memset(t, 0, sizeof *t);
     }

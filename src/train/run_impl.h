@@ -32,6 +32,8 @@ struct run {
     struct config *cfg;
     struct grid *grid;
     struct backend *be;
+    char threads_how[CPU_TEXT_MAX], threads_notice[CPU_TEXT_MAX]; /* of cpus_threads */
+    double peak;                  /* FLOP/s of sgemm on all ranks together; 0: not measured */
     struct dataset *data, *valid; /* valid NULL: no evaluation */
     struct stack stack;
     int64_t *split;
@@ -69,7 +71,7 @@ struct run {
     char *save_path, *stop_path; /* files that ask for something */
     FILE *metrics, *validation;
     struct totals totals;
-    double flops_logged, wait_logged; /* counters at the last log line */
+    double wait_logged; /* counter at the last log line */
     double started;
 };
 
@@ -81,6 +83,13 @@ int setup_grid(struct run *r, struct config *cfg);          /* a run with grid a
 int setup_stage(struct run *r);                             /* what r->layout describes */
 int setup_agree(const struct run *r, int rc); /* all ranks fail if one does; collective */
 
+/* machine.c. machine_device: the device, with the threads that this rank is granted.
+ * machine_report_threads: what they are and why. machine_measure_peak: r->peak, for a run long enough
+ * that it costs at most a hundredth of it. All collective over the world. */
+int machine_device(struct run *r);
+void machine_report_threads(const struct run *r);
+void machine_measure_peak(struct run *r);
+
 /* infer.c: a run with weights alone, for evaluation and generation. infer_grid: grid, device,
  * frozen stack without sequence parallelism, which cuts no weight. infer_stage: stage and pipeline
  * for micro-batches up to r->largest, micro_batches in a step and caches of cache_rows rows (0:
@@ -91,6 +100,7 @@ int infer_stage(struct run *r, int micro_batches, int64_t cache_rows, const char
 /* loop.c: one training step, its numbers. */
 struct step_numbers {
     double loss, grad_norm, lr, seconds;
+    double flops; /* of all ranks, without what was recomputed */
     int64_t targets, tokens, images;
     bool finite;
 };

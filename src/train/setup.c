@@ -190,6 +190,7 @@ static int begin_on_grid(struct run *r) {
     int64_t left = c->derived.train_iters - r->at.step;
     r->speed = xcalloc((size_t)(left > 0 ? left : 0) + 1, sizeof *r->speed);
     if (c->training.check_weight_hash_across_dp_replicas_interval > 0) TRY(replica_check(r));
+    machine_measure_peak(r);
     TRY(setup_agree(r, report_begin(r)));
     TRY(setup_agree(r, evaluation_report(r)));
     fault_point("start.reported");
@@ -207,8 +208,7 @@ int setup_grid(struct run *r, struct config *cfg) {
                     (int)cfg->parallel.pipeline_model_parallel_size,
                     cfg->parallel.use_tp_pp_dp_mapping, cfg->parallel.distributed_timeout_minutes,
                     &r->grid));
-    return backend_create_cpu(DTYPE_F32, (int)cfg->run.threads_per_rank, comm_ranks_on_my_cores(),
-                              &r->be);
+    return machine_device(r);
 }
 
 int run_begin(struct run *r, struct config *cfg) {

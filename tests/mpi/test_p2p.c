@@ -98,8 +98,11 @@ static void test_refusals(const struct grid *any) {
             "sizes below 1");
     verdict(any, refused(1, 1, 0, "distributed_timeout_minutes"), "no time-out");
     verdict(any, refused(1 << 30, 1 << 30, 1, "1152921504606846976"), "a product beyond 32 bits");
-    int hosts = comm_ranks_on_my_cores();
-    verdict(any, hosts == world, "all ranks of this test share a host");
+    struct cpu_limits limits;
+    cpus_read("", &limits);
+    struct cpu_share share = comm_cpu_share(&limits);
+    verdict(any, share.processes == world && share.sharing == world && share.cores >= 1,
+            "all ranks of this test share a node and its cores");
 }
 
 /* ---- messages ---- */

@@ -144,6 +144,8 @@ void rng_permutation(struct rng_key run, int64_t epoch, int64_t n, int64_t *perm
 bool parse_int64(const char *text, int64_t *out);
 bool parse_real(const char *text, double *out);
 bool parse_bool(const char *text, bool *out);
+/* Foreign text for a sentence: control characters escaped, cut to size. */
+void text_printable(const char *text, char *out, size_t size);
 
 /* ---- checksums ---------------------------------------------------------------------------- */
 uint32_t crc32c(uint32_t crc, const void *data, size_t bytes); /* start with 0; Castagnoli */

@@ -15,7 +15,8 @@ enum hf_part {
     HF_VISION = 2,
     HF_PROJECTOR = 4,
     HF_IMAGE_NEWLINE = 8, /* of images of several tiles; by itself, since it may be new */
-    HF_WHOLE = 15
+    HF_WHOLE = 15,
+    HF_TIED_HEAD = 16 /* in may_miss: one of head and embedding stands for both */
 };
 enum hf_kind {
     HF_UNKNOWN,
@@ -54,7 +55,8 @@ struct hf_map {
     bool newline;    /* an image_newline was among them: the model has images of one tile */
 };
 /* For every parameter of `set` its tensor, of the right shape and a floating type: else each fault
- * is recorded by name. may_miss: parts (enum hf_part) that may be missing as a whole. The sources
+ * is recorded by name. may_miss: parts (enum hf_part) that may be missing as a whole, and
+ * HF_TIED_HEAD. The sources
  * must outlive the map. EXIT_BAD_DATA. */
 int hf_match(const struct hf_source *source, int n_sources, const struct param_set *set,
              int64_t head_dim, int may_miss, struct hf_map *map);
@@ -67,8 +69,7 @@ int hf_fetch(const struct hf_map *map, const struct param *p, const struct hf_pi
 
 /* Collective over the world: the weights of state->set from a file or folder, each rank its own
  * part, in any layout. EXIT_RESUME, EXIT_BAD_DATA, EXIT_NO_INPUT, EXIT_IO; the same on all ranks. */
-int hf_load(const char *path, const struct ckpt_state *state, int64_t head_dim,
-            bool allow_missing_projector);
+int hf_load(const char *path, const struct ckpt_state *state, int64_t head_dim, int may_miss);
 /* A file or folder that safetensors_open may try: no folder of strata's own checkpoints. */
 bool hf_is_source(const char *path);
 

@@ -196,7 +196,6 @@ int folder_list(const char *path, struct name_list *list);
 void name_list_free(struct name_list *list);
 /* A file system that is nearly full is told of once, if `told` says where that is noted. */
 int folder_free_space(const char *path, int64_t bytes, int64_t files, bool *told);
-void text_printable(const char *text, char *out, size_t size); /* control characters escaped */
 /* Exit code for a failed call that should have made something: by errno. */
 int exit_code_of_errno(int error);
 

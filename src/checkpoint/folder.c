@@ -138,15 +138,6 @@ int folder_free_space(const char *path, int64_t bytes, int64_t files, bool *told
     return 0;
 }
 
-void text_printable(const char *text, char *out, size_t size) {
-    size_t n = 0;
-    for (const char *c = text; *c && n + 5 < size; c++) {
-        unsigned char u = (unsigned char)*c;
-        n += (size_t)snprintf(out + n, size - n, u < 32 || u == 127 ? "\\x%02x" : "%c", u);
-    }
-    out[n] = 0;
-}
-
 /* ---- names ------------------------------------------------------------------------------------------- */
 int64_t ckpt_folder_step(const char *name) {
     int64_t step;

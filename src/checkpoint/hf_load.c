@@ -88,13 +88,11 @@ static int load_parts(const struct hf_map *map, const struct ckpt_state *state) 
     return rc;
 }
 
-int hf_load(const char *path, const struct ckpt_state *state, int64_t head_dim,
-            bool allow_missing_projector) {
+int hf_load(const char *path, const struct ckpt_state *state, int64_t head_dim, int may_miss) {
     const struct group *world = grid_group(state->grid, GROUP_WORLD);
     struct hf_source source = {.parts = HF_WHOLE};
     struct safetensors_options follow = {.follow_links = true};
     struct hf_map map = {0};
-    int may_miss = allow_missing_projector ? HF_PROJECTOR | HF_IMAGE_NEWLINE : 0;
     int rc = ckpt_agree(world, safetensors_open(path, &follow, &source.files));
     if (!rc) rc = ckpt_agree(world, hf_match(&source, 1, state->set, head_dim, may_miss, &map));
     if (!rc) {

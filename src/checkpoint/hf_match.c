@@ -113,12 +113,26 @@ static enum hf_part part_of(const struct param *p) {
                                             : HF_LANGUAGE;
 }
 
+static const struct entry *find_entry(const struct entry_list *l, const char *name) {
+    struct entry key;
+    snprintf(key.name, sizeof key.name, "%s", name);
+    return l->n ? bsearch(&key, l->entry, (size_t)l->n, sizeof key, by_name) : NULL;
+}
+
+/* With tie_word_embeddings the files hold one of head and embedding, or both: then each is its own, as
+ * in transformers, which ties them only if they are equal. */
+static const struct entry *find_tied(const struct entry_list *l, const char *name) {
+    static const char *const pair[2] = {"language_model.lm_head.weight",
+                                        "language_model.model.embed_tokens.weight"};
+    for (int i = 0; i < 2; i++)
+        if (strcmp(name, pair[i]) == 0) return find_entry(l, pair[1 - i]);
+    return NULL;
+}
+
 static int match_one(struct hf_map *map, const struct param *p, const struct entry_list *l,
                      int may_miss, struct hf_piece *piece) {
-    struct entry key;
-    memcpy(key.name, p->hf_name, sizeof key.name);
-    const struct entry *e =
-        l->n ? bsearch(&key, l->entry, (size_t)l->n, sizeof key, by_name) : NULL;
+    const struct entry *e = find_entry(l, p->hf_name);
+    if (e == NULL && (may_miss & HF_TIED_HEAD)) e = find_tied(l, p->hf_name);
     if (e == NULL && (may_miss & (int)part_of(p))) return 0;
     if (e == NULL)
         return error_raise(EXIT_BAD_DATA, "tensor %s is missing in %s", p->hf_name,

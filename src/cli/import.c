@@ -196,7 +196,9 @@ static char *job_text(const struct import *m) {
 static int match(struct import *m) {
     const struct language_config *l = &m->model.stack.shape.language;
     int rc = hf_match(m->source, m->n_sources, &m->model.stage.params, l->head_dim,
-                      m->fresh ? HF_PROJECTOR | HF_IMAGE_NEWLINE : 0, &m->map);
+                      (m->fresh ? HF_PROJECTOR | HF_IMAGE_NEWLINE : 0) |
+                          (m->keys.tied ? HF_TIED_HEAD : 0),
+                      &m->map);
     int extra = hf_check_unexpected(&m->map);
     return rc ? rc : extra;
 }

@@ -172,8 +172,8 @@ hostile a
 sed -i 's/"num_attention_heads": 4/"num_attention_heads": 0/' "$tmp/bad/config.json"
 refused 65 'num_attention_heads is 0, at least 1' "no heads"
 hostile a
-sed -i 's/"rope_theta": 1000000.0/"rope_theta": 1000000.0, "rope_scaling": {"type": "linear", "factor": 2}/' "$tmp/bad/config.json"
-refused 65 'rope_type is "linear", this version builds "default" only' "scaled positions"
+sed -i 's/"rope_theta": 1000000.0/"rope_theta": 1000000.0, "rope_scaling": {"type": "dynamic", "factor": 2}/' "$tmp/bad/config.json"
+refused 65 'rope_type is "dynamic", this version builds "default", "linear", "llama3" and "yarn"' "scaled positions"
 hostile a
 sed -i 's/"model_type": "llava"/"model_type": "llava", "vision_feature_layer": [-2, -5]/' "$tmp/bad/config.json"
 refused 65 'vision_feature_layer is a list' "several feature layers"
@@ -204,7 +204,7 @@ hostile a
 rm "$tmp/bad/model.safetensors" && ln -s "$PWD/$names/a/model.safetensors" "$tmp/bad/model.safetensors"
 refused 65 'is a symbolic link' "a link"
 expect 0 '^dry run' "a link that is asked for" "$STRATA" import "$tmp/bad" --follow-links --dry-run
-expect 65 'model_type is "clip": a LLaVA, a mistral or a llama is needed' "a tower alone" \
+expect 65 'model_type is "clip"; strata imports llava and llava_next' "a tower alone" \
     "$STRATA" import $names/clip --dry-run
 expect 64 'has no option --quick' "an unknown option" "$STRATA" import $names/a "$tmp/never" --quick
 expect 64 'SRC is a LLaVA folder' "no destination" "$STRATA" import $names/a

@@ -103,21 +103,27 @@ static int smaller(int a, int b) {
     return a < b ? a : b;
 }
 
-static int distance(const char *a, const char *b) {
-    int row[3][NAME_MAX_LETTERS + 1];
+/* Beyond `limit` the result is just some larger number: rows hold costs that never fall again by more
+ * than a swap gains. */
+static int distance(const char *a, const char *b, int limit) {
+    int row[3][NAME_MAX_LETTERS + 1], least = 0, least_before;
     size_t n = strlen(a), m = strlen(b);
     if (n > NAME_MAX_LETTERS || m > NAME_MAX_LETTERS) return NAME_MAX_LETTERS;
     for (size_t j = 0; j <= m; j++) row[0][j] = (int)j;
     for (size_t i = 1; i <= n; i++) {
         int *now = row[i % 3], *last = row[(i + 2) % 3], *before = row[(i + 1) % 3];
         now[0] = (int)i;
+        least_before = least;
+        least = now[0];
         for (size_t j = 1; j <= m; j++) {
             bool same = lower(a[i - 1]) == lower(b[j - 1]);
             now[j] = smaller(last[j - 1] + !same, smaller(last[j], now[j - 1]) + 1);
             if (i > 1 && j > 1 && lower(a[i - 1]) == lower(b[j - 2]) &&
                 lower(a[i - 2]) == lower(b[j - 1]))
                 now[j] = smaller(now[j], before[j - 2] + 1);
+            least = smaller(least, now[j]);
         }
+        if (smaller(least, least_before + 1) > limit) return limit + 1;
     }
     return row[n % 3][m];
 }
@@ -129,10 +135,12 @@ static int farthest(const char *name) {
 
 /* The nearest row; a row of another section counts half a letter more. */
 static int nearest_key(const char *section, const char *key) {
-    int best = -1, best_score = 2 * farthest(key) + 1;
+    int best = -1, best_score = 2 * farthest(key) + 1, length = (int)strlen(key);
     for (int k = 0; k < config_n_keys; k++) {
+        /* Each letter more or less counts 1. */
+        if (2 * abs((int)strlen(config_table[k].name) - length) > best_score) continue;
         bool elsewhere = strcasecmp(config_table[k].section, section) != 0;
-        int score = 2 * distance(config_table[k].name, key) + elsewhere;
+        int score = 2 * distance(config_table[k].name, key, best_score / 2) + elsewhere;
         if (score < best_score || (best < 0 && score == best_score)) best = k, best_score = score;
     }
     return best;
@@ -173,7 +181,7 @@ void config_raise_unknown_section(const char *place, const char *section) {
     const char *best = NULL;
     int best_distance = farthest(section) + 1;
     for (const struct config_section *s = config_sections; s->name != NULL; s++) {
-        int d = distance(s->name, section);
+        int d = distance(s->name, section, best_distance);
         if (d < best_distance) best = s->name, best_distance = d;
     }
     error_raise(EXIT_USAGE, "%s: [%s]: no such section%s%s%s; its keys were not looked at", place,
@@ -185,7 +193,7 @@ const char *config_nearest_choice(const struct config_choice *choices, const cha
     const char *best = NULL;
     int best_distance = farthest(text) + 1;
     for (; choices->text != NULL; choices++) {
-        int d = distance(choices->text, text);
+        int d = distance(choices->text, text, best_distance);
         if (d < best_distance) best = choices->text, best_distance = d;
     }
     return best;

@@ -1,5 +1,7 @@
 /* Lists of questions, one JSON object per line, to encoded prompts. */
 /* max_len: 2048 */
+#include <stdlib.h>
+
 #include "../../src/train/generate_impl.h"
 #include "target.h"
 
@@ -11,6 +13,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     if (cfg == NULL) {
         char *file = xasprintf("generate:prompt_file=%s", path), *none = "data:image_folder=images";
         if (config_load("input/llava_tiny.ini", 2, (char *[]){file, none}, &cfg) != 0) error_exit();
+        free(file);
     }
     int rc = questions_read(cfg, &ask, fuzz_tokenizer(), 16, &list);
     fuzz_expect(rc != 0 || list.n > 0, "no question and no error");

@@ -1,6 +1,6 @@
 /* Conversation templates: turns, separated by a byte 0, to prompt, ids and labels. The first byte
  * chooses the template and what comes with it. */
-/* max_len: 2048 */
+/* max_len: 512 */
 #include <stdlib.h>
 #include <string.h>
 

@@ -46,7 +46,10 @@ def image():
 
 def job():
     for path in paths("input/*.ini") + paths("tests/bench/*.ini"):
-        yield read(path)
+        text = read(path)
+        yield text
+        for section in re.split(rb"\n(?=\[)", text):
+            yield section
 
 
 def first_records(n):
@@ -127,9 +130,9 @@ def manifest():
 
 def changes():
     """Of a stored file: none, and one at each of some places, of each width."""
-    for which in range(4):
+    for which in range(0, 48, 5):
         yield bytes([which])
-        for at in list(range(0, 512, 8)) + list(range(512, 36000, 500)):
+        for at in list(range(0, 512, 16)) + list(range(512, 36000, 1000)):
             yield bytes([which, (0, 130, 200)[at // 8 % 3]]) + struct.pack("<H", at) + bytes([at // 8 % 9])
 
 
@@ -148,6 +151,7 @@ def keys_of_job_files():
 
 
 def dictionary(name):
+    name = {"used_ini": "job"}.get(name, name)
     text = read("tests", "fuzz", name + ".dict").decode()
     if name == "job":
         text += "".join('"%s = "\n' % key for key in keys_of_job_files())
@@ -156,7 +160,8 @@ def dictionary(name):
 
 HARNESSES = {"image": image, "job": job, "llava_json": llava_json, "template": template,
              "questions": questions, "safetensors": safetensors, "hf_config": hf_config,
-             "manifest": manifest, "shard": changes, "tf_weights": changes, "tokenizer": tokenizer}
+             "manifest": manifest, "shard": changes, "tf_weights": changes, "tokenizer": tokenizer,
+             "used_ini": job}
 
 
 def main():

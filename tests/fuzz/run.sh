@@ -32,7 +32,7 @@ note() {
 
 # Stacks of allocations need frame pointers, which libraries lack: what a library allocated itself and
 # forgot is known by the first frame.
-export ASAN_OPTIONS=detect_stack_use_after_return=0
+export ASAN_OPTIONS=detect_stack_use_after_return=0:malloc_context_size=12:quarantine_size_mb=16:check_printf=0
 export LSAN_OPTIONS=suppressions=$PWD/tests/fuzz/leaks.supp:print_suppressions=0
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export OPENBLAS_NUM_THREADS=1
@@ -44,7 +44,7 @@ run_one() { # NAME
     "$build/tests/fuzz/fuzz_$name" "$build/corpus/$name" "tests/fuzz/corpus/$name" "$build/seeds/$name" \
         "-dict=$build/seeds/$name.dict" "-max_total_time=$seconds" "-max_len=$(note "$name" max_len)" -rss_limit_mb=512 -timeout=2 \
         "-artifact_prefix=$build/findings/$name-" -print_final_stats=1 -close_fd_mask=2 \
-        -report_slow_units=2 "${options[@]}" >"$build/logs/$name.log" 2>&1
+        -report_slow_units=2 -entropic_scale_per_exec_time=1 "${options[@]}" >"$build/logs/$name.log" 2>&1
     echo $? >"$build/logs/$name.code"
 }
 

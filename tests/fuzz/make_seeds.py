@@ -114,9 +114,30 @@ def safetensors():
 
 
 def hf_config():
-    for path in paths("tests/golden/hf/*/*/*.json"):
-        if not path.endswith(".index.json"):
-            yield parts([(os.path.basename(path), read(path), 0)])
+    side = {"image": 28, "height": 28, "width": 28}
+    beside = [
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+                                      "size": {"shortest_edge": 28}, "crop_size": side,
+                                      "do_center_crop": True, "rescale_factor": 0.00392156862745098}),
+        ("processor_config.json", {"patch_size": 14, "image_token": "<image>"}),
+        ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True,
+                                   "chat_template": "{{ USER: }}", "bos_token": {"content": "<s>"}}),
+        ("generation_config.json", {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": None}),
+    ]
+    rope = [{"rope_type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": 4},
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+             "original_max_position_embeddings": 8192},
+            {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0, "beta_fast": 32.0}]
+    for i, path in enumerate(paths("tests/golden/hf/*/*/*.json")):
+        if path.endswith(".index.json"):
+            continue
+        name = os.path.basename(path)
+        yield parts([(name, read(path), 0)])
+        config = json.loads(read(path))
+        config.get("text_config", config)["rope_scaling"] = rope[i % len(rope)]
+        files = [(n, json.dumps(v).encode(), 0) for n, v in beside]
+        yield parts([(name, json.dumps(config).encode(), 0), files[i % len(files)]])
+        yield parts([(name, read(path), 0)] + files)
 
 
 def manifest():
@@ -153,6 +174,9 @@ def keys_of_job_files():
 def dictionary(name):
     name = {"used_ini": "job"}.get(name, name)
     text = read("tests", "fuzz", name + ".dict").decode()
+    if name == "hf_config":
+        words = set(re.findall(r"\b[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b", read("src/train/hf_known.c").decode()))
+        text += "".join('"\\"%s\\": "\n' % key for key in sorted(words))
     if name == "job":
         text += "".join('"%s = "\n' % key for key in keys_of_job_files())
     return text

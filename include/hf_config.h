@@ -6,7 +6,7 @@
 #include "hf.h"
 
 struct hf_key {
-    char section[16], key[40], value[512];
+    char section[16], key[40], value[1024]; /* 64 resolutions of 2 x 5 digits */
 };
 struct hf_keys {
     struct hf_key key[64];

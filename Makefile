@@ -20,7 +20,8 @@ FUZZ_ONLY    ?=
 # ---- packages (Debian 12) ----------------------------------------------------------------------
 PACKAGES      := gcc g++ make pkg-config libopenmpi-dev openmpi-bin libhdf5-openmpi-dev hdf5-tools \
                  libiniparser-dev libopenblas-pthread-dev libjansson-dev libpng-dev \
-                 libjpeg62-turbo-dev zlib1g-dev libsentencepiece-dev libcmocka-dev python3
+                 libjpeg62-turbo-dev libwebp-dev libgif-dev zlib1g-dev libsentencepiece-dev \
+                 libcmocka-dev python3
 DEMO_PACKAGES := tuxpaint-stamps-default sentencepiece
 LINT_PACKAGES := clang-14 clang-format-14 clang-tidy-14
 FUZZ_PACKAGES := clang-14 libclang-rt-14-dev libomp-14-dev
@@ -28,14 +29,15 @@ FUZZ_PACKAGES := clang-14 libclang-rt-14-dev libomp-14-dev
 # These goals compile nothing themselves, so they must work before the packages are there.
 BARE := help deps deps-demo deps-lint deps-fuzz clean check check-long demo lint format fuzz
 ifneq ($(filter-out $(BARE),$(or $(MAKECMDGOALS),all)),)
-PKGS      := hdf5-openmpi jansson libpng libjpeg zlib openblas sentencepiece
+PKGS      := hdf5-openmpi jansson libpng libjpeg libwebp libwebpdemux libgif zlib \
+             openblas sentencepiece
 HAVE_PKGS := $(shell pkg-config --exists $(PKGS) 2>/dev/null && command -v $(MPICC) >/dev/null && \
                test -e /usr/include/iniparser/iniparser.h && echo yes)
 ifneq ($(HAVE_PKGS),yes)
 $(error Packages that strata is built from are missing ($(PKGS), iniparser, $(MPICC)): run `make deps` first)
 endif
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
-PKG_LIBS   := $(shell pkg-config --libs hdf5-openmpi jansson libpng libjpeg zlib openblas)
+PKG_LIBS   := $(shell pkg-config --libs hdf5-openmpi jansson libpng libjpeg libwebp libwebpdemux libgif zlib openblas)
 endif
 
 # ---- flags ---------------------------------------------------------------------------------------

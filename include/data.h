@@ -170,7 +170,7 @@ int64_t sampler_sample(struct sampler *s, int64_t position);
 /* ---- prefetch: threads decode images of coming micro-batches ------------------------------------
  * submit queues n images for out[tiles of all][3][img_h][img_w] and returns a ticket; wait returns once they
  * are there, in any order of tickets, each ticket once. Errors are raised by wait, in the calling
- * thread, with the image's name. No allocation after create but inside libpng and libjpeg.
+ * thread, with the image's name. No allocation after create but inside the image libraries.
  * n_threads 0: wait does the work itself. At most max_tickets may be outstanding (a CHECK). */
 struct prefetch;
 struct prefetch *prefetch_create(const struct dataset *d, int n_threads, int max_tickets,

@@ -1,4 +1,5 @@
 /* From RGB to the vision tower's input: pad, resize, centre crop, normalise by table. */
+#include <limits.h>
 #include <string.h>
 
 #include "image_impl.h"
@@ -7,6 +8,8 @@ void image_pipeline_init(struct image_pipeline *p, const struct data_settings *s
     *p = (struct image_pipeline){
         .img_h = s->img_h, .img_w = s->img_w, .aspect = s->aspect, .anyres = s->anyres};
     p->background.composite = s->composite;
+    p->background.pad_w = s->aspect == ASPECT_PAD ? s->img_w : 0;
+    p->background.pad_h = s->aspect == ASPECT_PAD ? s->img_h : 0;
     for (int c = 0; c < 3; c++) {
         p->background.rgb[c] = s->background[c];
         double fill = 255.0 * s->mean[c]; /* truncated, as LLaVA's int(255 * mean) */
@@ -18,56 +21,22 @@ void image_pipeline_init(struct image_pipeline *p, const struct data_settings *s
     }
 }
 
-/* The smallest canvas of the target's aspect that holds the image. */
-static void canvas_size(const struct image_pipeline *p, int width, int height, int *canvas_width,
-                        int *canvas_height) {
-    int64_t w = width, h = height;
-    if (w * p->img_h > h * p->img_w)
-        h = w * p->img_h / p->img_w;
-    else
-        w = h * p->img_w / p->img_h;
-    *canvas_width = (int)(w < width ? width : w);
-    *canvas_height = (int)(h < height ? height : h);
-}
-
-static int check_canvas(const struct image_pipeline *p, struct image_scratch *s,
-                        const struct image *im) {
-    int width, height;
-    if (p->aspect != ASPECT_PAD) return 0;
-    canvas_size(p, im->width, im->height, &width, &height);
-    if ((int64_t)width * height <= IMAGE_PIXELS_MAX) return 0;
-    return image_fail(s, EXIT_BAD_DATA,
-                      "is %d x %d pixels: padded to the target's aspect it would have more than "
-                      "the %lld allowed",
-                      im->width, im->height, (long long)IMAGE_PIXELS_MAX);
-}
-
-static void pad(const struct image_pipeline *p, struct image_scratch *s, struct image *im) {
-    int width, height;
-    canvas_size(p, im->width, im->height, &width, &height);
-    if (width == im->width && height == im->height) return;
-    uint8_t *out = buffer_reserve(&s->canvas, (size_t)width * (size_t)height * 3);
-    for (size_t i = 0; i < (size_t)width * (size_t)height; i++) memcpy(out + 3 * i, p->fill, 3);
-    size_t left = (size_t)((width - im->width) / 2), top = (size_t)((height - im->height) / 2);
-    for (size_t y = 0; y < (size_t)im->height; y++)
-        memcpy(out + 3 * ((top + y) * (size_t)width + left), im->rgb + 3 * y * (size_t)im->width,
-               3 * (size_t)im->width);
-    im->rgb = out;
-    im->width = width;
-    im->height = height;
+/* Truncated. A side of 32768 on a target of 65536 may be one more than an int holds. */
+static int whole(double v) {
+    return v < (double)INT_MAX ? (int)v : INT_MAX;
 }
 
 /* The edge that is short for the target's aspect becomes the target's, the other follows,
  * truncated; then the middle is cut out. */
-static struct image_window window_of(const struct image_pipeline *p, const struct image *im) {
+static struct image_window window_of(const struct image_pipeline *p, int64_t width,
+                                     int64_t height) {
     struct image_window w = {.width = p->img_w, .height = p->img_h};
-    int64_t width = im->width, height = im->height;
     if (width * p->img_h <= height * p->img_w) {
         w.full_width = p->img_w;
-        w.full_height = (int)((double)(p->img_w * height) / (double)width);
+        w.full_height = whole((double)(p->img_w * height) / (double)width);
     } else {
         w.full_height = p->img_h;
-        w.full_width = (int)((double)(p->img_h * width) / (double)height);
+        w.full_width = whole((double)(p->img_h * width) / (double)height);
     }
     if (w.full_width < w.width) w.full_width = w.width;
     if (w.full_height < w.height) w.full_height = w.height;
@@ -89,11 +58,16 @@ static void put(const struct image_pipeline *p, const uint8_t *rgb, size_t strid
 
 static void transform_one(const struct image_pipeline *p, struct image_scratch *s,
                           const struct image *in, float *out) {
-    struct image im = *in;
-    if (p->aspect == ASPECT_PAD) pad(p, s, &im);
-    struct image_window w = window_of(p, &im);
+    int64_t width, height;
+    image_canvas(&p->background, in->width, in->height, &width, &height);
+    struct image_canvas canvas = {.width = (int)width,
+                                  .height = (int)height,
+                                  .left = (int)(width - in->width) / 2,
+                                  .top = (int)(height - in->height) / 2,
+                                  .fill = p->fill};
+    struct image_window w = window_of(p, width, height);
     size_t stride;
-    const uint8_t *rgb = image_resize(s, &im, &w, &stride);
+    const uint8_t *rgb = image_resize(s, in, &canvas, &w, &stride);
     put(p, rgb, stride, 0, 0, (size_t)p->img_w, (size_t)p->img_h, out);
 }
 
@@ -126,12 +100,12 @@ static void transform_anyres(const struct image_pipeline *p, struct image_scratc
     struct image_window whole = {
         .full_width = p->img_w, .full_height = p->img_h, .width = p->img_w, .height = p->img_h};
     size_t stride, floats = 3 * (size_t)p->img_h * (size_t)p->img_w;
-    const uint8_t *rgb = image_resize(s, in, &whole, &stride);
+    const uint8_t *rgb = image_resize(s, in, NULL, &whole, &stride);
     put(p, rgb, stride, 0, 0, (size_t)p->img_w, (size_t)p->img_h, out);
     int canvas_w = l.grid_w * p->img_w, canvas_h = l.grid_h * p->img_h, w, h;
     anyres_fit(canvas_w, canvas_h, in->width, in->height, &w, &h);
     struct image_window fit = {.full_width = w, .full_height = h, .width = w, .height = h};
-    rgb = image_resize(s, in, &fit, &stride);
+    rgb = image_resize(s, in, NULL, &fit, &stride);
     fit.left = (canvas_w - w) / 2; /* from here on its place on the canvas */
     fit.top = (canvas_h - h) / 2;
     for (int i = 0; i + 1 < l.tiles; i++)
@@ -152,21 +126,17 @@ int image_load(const struct image_pipeline *p, const char *folder, const char *n
     size_t bytes;
     TRY(image_read_file(folder, name, s, &bytes));
     TRY(image_decode(s, bytes, &p->background, info));
-    TRY(check_canvas(p, s, info));
     if (out != NULL) image_transform(p, s, info, out);
     return 0;
 }
 
 void image_limits_add(const struct image_pipeline *p, struct image_limits *l, int width, int height,
                       size_t file_bytes) {
-    int w = width, h = height;
-    int64_t pixels = (int64_t)w * h;
-    if (p->aspect == ASPECT_PAD) canvas_size(p, width, height, &w, &h);
-    int64_t padded = (int64_t)w * h;
-    if (w > l->width) l->width = w;
-    if (h > l->height) l->height = h;
+    int64_t w, h, pixels = (int64_t)width * height;
+    image_canvas(&p->background, width, height, &w, &h);
+    if (w > l->width) l->width = (int)w;
+    if (h > l->height) l->height = (int)h;
     if (pixels > l->pixels) l->pixels = pixels;
-    if (padded > l->padded_pixels) l->padded_pixels = padded;
     if (file_bytes > l->file_bytes) l->file_bytes = file_bytes;
 }
 
@@ -175,8 +145,7 @@ void image_scratch_reserve(const struct image_pipeline *p, struct image_scratch 
     if (l->pixels == 0) return;
     buffer_reserve(&s->file, l->file_bytes + 1);
     buffer_reserve(&s->raw, 4 * (size_t)l->pixels);
-    buffer_reserve(&s->rgb, 3 * (size_t)l->pixels);
-    if (p->aspect == ASPECT_PAD) buffer_reserve(&s->canvas, 3 * (size_t)l->padded_pixels);
+    buffer_reserve(&s->rgb, 4 * (size_t)l->pixels);
     int to_w = p->img_w, to_h = p->img_h;
     for (int i = 0; p->aspect == ASPECT_ANYRES && i < p->anyres.n; i++) {
         to_w = larger(to_w, p->anyres.width[i]);

@@ -1,4 +1,4 @@
-/* Opening an image whose name came from a file, and telling its format by its first bytes. */
+/* Opening an image whose name came from a file. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -22,7 +22,7 @@ void image_scratch_free(struct image_scratch *s) {
     free(s->file.data);
     free(s->raw.data);
     free(s->rgb.data);
-    free(s->canvas.data);
+    free(s->line.data);
     free(s->rows.data);
     free(s->resized.data);
     free(s->weights.data);
@@ -36,17 +36,6 @@ int image_fail(struct image_scratch *s, int exit_code, const char *fmt, ...) {
     vsnprintf(s->why, sizeof s->why, fmt, args);
     va_end(args);
     return exit_code;
-}
-
-int image_check_size(struct image_scratch *s, int64_t width, int64_t height) {
-    if (width < 1 || height < 1)
-        return image_fail(s, EXIT_BAD_DATA, "is %lld x %lld pixels: empty", (long long)width,
-                          (long long)height);
-    if (width > IMAGE_SIDE_MAX || height > IMAGE_SIDE_MAX || width * height > IMAGE_PIXELS_MAX)
-        return image_fail(
-            s, EXIT_BAD_DATA, "is %lld x %lld pixels, allowed are %d a side and %lld in all",
-            (long long)width, (long long)height, IMAGE_SIDE_MAX, (long long)IMAGE_PIXELS_MAX);
-    return 0;
 }
 
 static int fail_open(struct image_scratch *s, const char *part) {
@@ -121,35 +110,4 @@ int image_read_file(const char *folder, const char *name, struct image_scratch *
     code = read_whole(fd, s, bytes);
     close(fd);
     return code;
-}
-
-static bool begins(const uint8_t *data, size_t bytes, const char *magic, size_t n) {
-    return bytes >= n && memcmp(data, magic, n) == 0;
-}
-
-int image_decode(struct image_scratch *s, size_t bytes, const struct image_background *background,
-                 struct image *out) {
-    const uint8_t *data = s->file.data;
-    out->file_bytes = bytes;
-    if (bytes == 0) return image_fail(s, EXIT_BAD_DATA, "is empty (0 bytes)");
-    if (begins(data, bytes, "\x89PNG\r\n\x1a\n", 8))
-        return image_decode_png(s, bytes, background, out);
-    if (begins(data, bytes, "\xff\xd8\xff", 3)) return image_decode_jpeg(s, bytes, out);
-    const char *kind = NULL;
-    if (begins(data, bytes, "GIF8", 4))
-        kind = "GIF";
-    else if (begins(data, bytes, "RIFF", 4) && bytes >= 12 && memcmp(data + 8, "WEBP", 4) == 0)
-        kind = "WebP";
-    else if (begins(data, bytes, "BM", 2))
-        kind = "BMP";
-    else if (begins(data, bytes, "II*\0", 4) || begins(data, bytes, "MM\0*", 4))
-        kind = "TIFF";
-    if (kind != NULL)
-        return image_fail(s, EXIT_BAD_DATA,
-                          "is a %s by its first bytes, whatever its name says; this version reads "
-                          "PNG and JPEG",
-                          kind);
-    return image_fail(s, EXIT_BAD_DATA,
-                      "is neither PNG nor JPEG: it begins with bytes %02x %02x %02x %02x", data[0],
-                      bytes > 1 ? data[1] : 0, bytes > 2 ? data[2] : 0, bytes > 3 ? data[3] : 0);
 }

@@ -57,13 +57,12 @@ static void check_pixels(const struct golden *g, const struct data_settings *set
     struct image_pipeline p;
     image_pipeline_init(&p, set);
     float *out = malloc((size_t)(tiles * 3 * g->size * g->size) * sizeof *out);
-    struct image im = formula(&s, g->w, g->h);
     struct image_limits limits = {0};
     char hex[65];
     image_limits_add(&p, &limits, g->w, g->h, 0);
     image_scratch_reserve(&p, &s, &limits);
     size_t weights = s.weights.bytes, rows = s.row_weights.bytes, resized = s.resized.bytes;
-    im.rgb = s.rgb.data;
+    struct image im = formula(&s, g->w, g->h);
     image_transform(&p, &s, &im, out);
     assert_true(s.weights.bytes == weights && s.row_weights.bytes == rows);
     assert_true(s.resized.bytes == resized);

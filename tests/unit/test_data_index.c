@@ -350,7 +350,7 @@ static void test_bad_images(void **state) {
     struct data_settings s = json_of("[" IMAGE_RECORD("1", "apple.png") "," IMAGE_RECORD(
         "2", "cut.jpg") "," IMAGE_RECORD("3", "gone.png") "," GOOD "]");
     copy_picture("input/tiny/images/house.jpg", "cut.jpg", 900);
-    expect_error(&s, EXIT_BAD_DATA, "(id 2): image cut.jpg is a damaged or truncated JPEG");
+    expect_error(&s, EXIT_BAD_DATA, "(id 2): image cut.jpg is a truncated JPEG");
     s.on_bad_image = BAD_IMAGE_SKIP;
     expect_error(&s, EXIT_BAD_DATA, "2 images cannot be used, max_bad_images = 0");
     s.max_bad_images = 2;

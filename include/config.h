@@ -287,6 +287,9 @@ bool config_given(const struct config *cfg, const void *field); /* in file or ar
 const char *config_choice(const struct config *cfg, const int *field); /* spelling; "" if unset */
 /* Of the job file as it was read, overrides left out: 64 hex digits. */
 const char *config_sha256(const struct config *cfg);
+/* "strata COMMAND JOB.ini", then `options` (may be ""), then the arguments section:key=value as they were
+ * given, quoted for a shell. free() it. */
+char *config_command(const struct config *cfg, const char *command, const char *options);
 /* EXIT_USAGE with the place, the key and the value of a field in front of the sentence. */
 int config_raise(const struct config *cfg, const void *field, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

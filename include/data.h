@@ -102,7 +102,8 @@ int data_no_target_parse(const char *text, enum data_no_target *out);
  * thread-safe: prepare and open are called while no other thread of the process is inside HDF5. */
 char *dataset_index_path(const struct data_settings *s); /* free() it; NULL after error_raise */
 
-/* Builds the index unless it is there and its source (names, sizes, times) did not change; force
+/* Builds the index unless it is there and no file that was read changed (size, time, first bytes), those
+ * of records left out too; force
  * builds it anyway. One process calls it (rank 0), the others wait outside. progress may be NULL;
  * it is called from the calling thread with units of work done of those known by now (records,
  * then images too). Errors name record, id, file. */
@@ -117,6 +118,10 @@ void dataset_close(struct dataset *d);
 int64_t dataset_count(const struct dataset *d);
 int64_t dataset_images(const struct dataset *d);     /* rows of the image table */
 const char *dataset_digest(const struct dataset *d); /* sha256 hex of ids, labels, image names... */
+
+/* What each start says about the samples, a line each: keys that are not read, lines and turns left out,
+ * the first of the records left out. "" if there is nothing to say. */
+const char *dataset_notes(const struct dataset *d);
 
 struct dataset_report {
     int64_t samples, text_only, images;
@@ -158,6 +163,29 @@ const char *dataset_image_name(const struct dataset *d, int64_t image);
 int data_image_load(const struct data_settings *s, const char *path, float *out);
 /* ASPECT_ANYRES: what stands for it, from decoding it. */
 int data_image_layout(const struct data_settings *s, const char *path, struct image_layout *out);
+
+/* ---- records and questions: one JSON object each ------------------------------------------------ */
+struct json;
+enum record_part { RECORD_WHOLE, RECORD_TURN, RECORD_QUESTION };
+#define RECORD_WHY_BYTES 320
+#define RECORD_KEYS_KEPT 24
+/* Keys that strata does not read and that carry no content, each with the number of objects it was met
+ * in; others: the same of the keys for which there was no room. */
+struct record_keys {
+    struct {
+        char name[48];
+        int64_t objects;
+    } key[RECORD_KEYS_KEPT];
+    int n;
+    int64_t others;
+};
+/* Judges the members of an object that strata does not read. false: one carries content, and `why` says
+ * which and what to do; else they are counted in `met`. */
+bool record_keys_check(struct record_keys *met, const struct json *object, enum record_part part,
+                       char why[RECORD_WHY_BYTES]);
+char *record_keys_text(const struct record_keys *met); /* "score (12), source (3)"; NULL: none */
+/* json_read_text with limits on the size and the number of values, told before the tree is made. */
+int record_parse(const char *name, const char *text, size_t bytes, struct json **root);
 
 /* ---- order: which sample stands at position = number of samples consumed before it -------------
  * A pure function of (run key, n, shuffle, position): position / n is the epoch, position % n the

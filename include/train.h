@@ -38,6 +38,8 @@ int train_open_data(struct config *cfg, enum data_part part, const struct grid *
                     struct dataset **out);
 /* Without MPI: builds the index, if the job has such data. */
 int train_prepare_data(struct config *cfg, enum data_part part, bool force);
+/* Without MPI, after train_prepare_data: logs what the index holds and what it left out. */
+int train_show_prepared(struct config *cfg, enum data_part part);
 /* The tokenizer may set the vocabulary, and must fit it. */
 int train_resolve_vocabulary(struct config *cfg);
 

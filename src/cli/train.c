@@ -1,4 +1,5 @@
 /* strata train, strata prepare. */
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -59,19 +60,23 @@ int cli_train(int argc, char **argv) {
 }
 
 int cli_prepare(int argc, char **argv) {
-    bool force = false;
+    bool rebuild = false;
     int n = 0;
-    char *kept[64];
-    for (int i = 0; i < argc && n < 64; i++) {
-        if (strcmp(argv[i], "--force") == 0)
-            force = true;
+    char **kept = xcalloc((size_t)argc + 1, sizeof *kept);
+    for (int i = 0; i < argc; i++) {
+        /* --force is what --rebuild was called first */
+        if (strcmp(argv[i], "--rebuild") == 0 || strcmp(argv[i], "--force") == 0)
+            rebuild = true;
         else
             kept[n++] = argv[i];
     }
     struct config *cfg = NULL;
-    TRY(cli_load_job(n, kept, "prepare", &cfg));
-    int rc = train_prepare_data(cfg, DATA_TRAIN, force);
-    if (rc == 0) rc = train_prepare_data(cfg, DATA_VALID, force);
+    int rc = cli_load_job(n, kept, "prepare", &cfg);
+    for (enum data_part part = DATA_TRAIN; part <= DATA_VALID && rc == 0; part++) {
+        rc = train_prepare_data(cfg, part, rebuild);
+        if (rc == 0) rc = train_show_prepared(cfg, part);
+    }
     config_free(cfg);
+    free(kept);
     return rc;
 }

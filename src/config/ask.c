@@ -2,6 +2,7 @@
  * the sentence that refuses it. */
 #include <stdarg.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "config_impl.h"
 
@@ -15,6 +16,38 @@ char *config_place_text(const struct config *cfg, int k) {
 
 const char *config_sha256(const struct config *cfg) {
     return cfg->source->sha256;
+}
+
+/* Appends a blank and the word to *line, in quotes if a shell would change it. */
+static void append_word(char **line, const char *word) {
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+                                "_./:=,+-@%";
+    char *longer;
+    if (word[0] != '\0' && strspn(word, plain) == strlen(word)) {
+        longer = xasprintf("%s %s", *line, word);
+    } else { /* a quote inside ends the quotes, stands for itself, and begins them again */
+        char *quoted = xmalloc(4 * strlen(word) + 1), *to = quoted;
+        for (; *word != '\0'; word++) {
+            size_t n = *word == '\'' ? 4 : 1;
+            memcpy(to, n == 4 ? "'\\''" : word, n);
+            to += n;
+        }
+        *to = '\0';
+        longer = xasprintf("%s '%s'", *line, quoted);
+        free(quoted);
+    }
+    free(*line);
+    *line = longer;
+}
+
+char *config_command(const struct config *cfg, const char *command, const char *options) {
+    char *line = xasprintf("strata %s", command);
+    append_word(&line, cfg->source->path);
+    if (options[0] != '\0') append_word(&line, options);
+    for (int k = 0; k < config_n_keys; k++)
+        if (cfg->source->place[k].origin == ORIGIN_ARGUMENT)
+            append_word(&line, cfg->source->place[k].argument);
+    return line;
 }
 
 int config_raise(const struct config *cfg, const void *field, const char *fmt, ...) {

@@ -16,10 +16,33 @@ void builder_problem(struct builder *b, int exit_code, const char *fmt, ...) {
     if (b->n_problems++ < PROBLEMS_SHOWN) error_raise(exit_code, "%s", text);
 }
 
+void builder_note(struct builder *b, const char *fmt, ...) {
+    char text[1024];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    size_t used = strlen(b->x.notes), n = strlen(text);
+    if (used + n + 2 > sizeof b->x.notes) return;
+    for (size_t i = 0; i < n; i++) b->x.notes[used + i] = text[i] == '\n' ? ' ' : text[i];
+    memcpy(b->x.notes + used + n, "\n", 2);
+}
+
+void builder_leave_out(struct builder *b, const char *fmt, ...) {
+    char text[1024];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    log_warn("%s: %s: skipped", b->set->path, text);
+    if (b->n_examples++ < EXAMPLES_NOTED) builder_note(b, "left out: %s", text);
+}
+
 int builder_end(struct builder *b) {
     if (b->n_problems > PROBLEMS_SHOWN)
-        error_raise(b->code, "%s: %lld more of the kind, %lld in all", b->set->path,
-                    (long long)(b->n_problems - PROBLEMS_SHOWN), (long long)b->n_problems);
+        error_raise(b->code, "%s: %lld more of the kind, %lld in all%s", b->set->path,
+                    (long long)(b->n_problems - PROBLEMS_SHOWN), (long long)b->n_problems,
+                    b->n_problems >= PROBLEMS_MAX ? "; reading ended there" : "");
     return b->n_problems > 0 ? b->code : 0;
 }
 
@@ -38,6 +61,7 @@ static void append_images(struct builder *b, const struct record *r, int64_t n) 
         index_append(x, COL_IMAGE_BLANK, &(uint8_t){0}, 1);
         index_append(x, COL_IMAGE_NAMES, r->images[k], (int64_t)strlen(r->images[k]) + 1);
         index_append_i64(x, COL_IMAGE_NAME_OFFSET, x->col[COL_IMAGE_NAMES].n);
+        index_append_i64(x, COL_IMAGE_STAMP, 0);
     }
     index_append_i64(x, COL_IMAGE_OFFSET, index_images(x));
 }
@@ -61,8 +85,8 @@ static bool targets_allow(struct builder *b, int64_t record, const char *name, i
                           int64_t n_targets) {
     if (n_targets > 0 || b->set->on_no_target == NO_TARGET_KEEP) return true;
     if (b->set->on_no_target == NO_TARGET_SKIP) {
-        log_warn("%s: record %lld (id %s) has no target token within %lld rows: skipped",
-                 b->set->path, (long long)record, name, (long long)b->set->decoder_seq_length);
+        builder_leave_out(b, "record %lld (id %s) has no target token within %lld rows",
+                          (long long)record, name, (long long)b->set->decoder_seq_length);
         b->x.skipped_no_target++;
         return false;
     }
@@ -100,10 +124,18 @@ static bool turns_fit_plain(struct builder *b, const struct record *r) {
     return false;
 }
 
-/* Marker k takes image k. Without any image a literal <image> is plain text. */
+/* Marker k takes image k. A marker without an image is an error: where the image is under a key that
+ * strata does not read, the marker would be trained on as text. */
 static bool markers_fit(struct builder *b, const struct record *r) {
     int64_t markers = text_count_markers(b->prompt.text.data, b->prompt.text.bytes);
-    if (r->n_images == 0 || markers == r->n_images) return true;
+    if (markers == r->n_images) return true;
+    if (r->n_images == 0) {
+        builder_problem(b, EXIT_BAD_DATA,
+                        "%s: record %lld (id %s): <image> stands in its text, but it has no image; "
+                        "the key \"image\" names it",
+                        b->set->path, (long long)r->number, r->name);
+        return false;
+    }
     builder_problem(b, EXIT_BAD_DATA,
                     "%s: record %lld (id %s): %lld <image> markers for %d images; they must be "
                     "equal",
@@ -111,9 +143,21 @@ static bool markers_fit(struct builder *b, const struct record *r) {
     return false;
 }
 
+/* Told before the text is tokenised, which takes up to 240 bytes of memory for each of its own. */
+static bool text_is_short(struct builder *b, const struct record *r) {
+    size_t bytes = 0;
+    for (int i = 0; i < r->n_turns; i++) bytes += r->turns[i].bytes;
+    if (bytes <= RECORD_TEXT_BYTES_MAX) return true;
+    builder_problem(b, EXIT_BAD_DATA,
+                    "%s: record %lld (id %s): its turns have %zu bytes of text, allowed are %zu",
+                    b->set->path, (long long)r->number, r->name, bytes, RECORD_TEXT_BYTES_MAX);
+    return false;
+}
+
 int builder_add(struct builder *b, const struct record *r) {
     const struct data_settings *set = b->set;
     if (!turns_fit_plain(b, r)) return 0;
+    if (!text_is_short(b, r)) return 0;
     prompt_build(&b->prompt, set->conversation_template, NULL, r->turns, r->n_turns, r->n_images);
     if (!markers_fit(b, r)) return 0;
     bool masked =

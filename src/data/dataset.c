@@ -89,6 +89,10 @@ const char *dataset_digest(const struct dataset *d) {
     return d->x.digest;
 }
 
+const char *dataset_notes(const struct dataset *d) {
+    return d->x.notes;
+}
+
 const char *dataset_image_name(const struct dataset *d, int64_t image) {
     CHECK(image >= 0 && image < dataset_images(d), "image %lld", (long long)image);
     return index_image_name(&d->x, image);
@@ -156,7 +160,7 @@ static int load_and_compare(const struct dataset *d, int64_t image, struct image
     }
     return image_fail(s, EXIT_BAD_DATA,
                       "is another file than when the index was made: %d x %d pixels in place of "
-                      "%d x %d; prepare again",
+                      "%d x %d; make the index again: strata prepare JOB.ini --rebuild",
                       info.width, info.height, width, height);
 }
 

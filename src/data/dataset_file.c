@@ -11,7 +11,7 @@
 #include "index_impl.h"
 
 #define FORMAT "strata-dataset"
-#define FORMAT_VERSION 1
+#define FORMAT_VERSION 2 /* 1 had no stamps and no notes */
 #define SLICE_BYTES ((size_t)64 << 20)
 #define COLUMN_BYTES_MAX ((hsize_t)1 << 40)
 
@@ -159,7 +159,7 @@ static bool write_header(hid_t file, const struct index *x, const char *settings
            put_string(file, "title", "Dataset index: token ids, labels, image sizes, lengths") &&
            put_string(file, "source", "strata " STRATA_VERSION) &&
            put_string(file, "settings", settings) && put_string(file, "digest", x->digest) &&
-           put_string(file, "fingerprint", x->fingerprint) &&
+           put_string(file, "fingerprint", x->fingerprint) && put_string(file, "notes", x->notes) &&
            put_i64(file, "samples", index_samples(x)) &&
            put_i64(file, "skipped_bad_image", x->skipped_bad_image) &&
            put_i64(file, "skipped_no_target", x->skipped_no_target);
@@ -257,22 +257,23 @@ static int read_header(hid_t file, const char *path, struct index *x) {
                            (long long)version, FORMAT_VERSION);
     if (!get_string(file, "digest", x->digest, sizeof x->digest) ||
         !get_string(file, "fingerprint", x->fingerprint, sizeof x->fingerprint) ||
+        !get_string(file, "notes", x->notes, sizeof x->notes) ||
         !get_i64(file, "skipped_bad_image", &x->skipped_bad_image) ||
         !get_i64(file, "skipped_no_target", &x->skipped_no_target))
         return fail(EXIT_BAD_DATA, path, "reading its header");
     return 0;
 }
 
-int index_file_read(const char *path, struct index *x) {
+static int read_columns(const char *path, int first, struct index *x) {
     *x = (struct index){0};
     hid_t file = open_file(path);
     if (file < 0) return fail(EXIT_BAD_DATA, path, "opening it as HDF5");
     int rc = read_header(file, path, x);
-    for (int c = 0; c < N_COLUMNS && rc == 0; c++)
+    for (int c = first; c < N_COLUMNS && rc == 0; c++)
         if (!read_column(file, c, &x->col[c]))
             rc = error_raise(EXIT_BAD_DATA,
-                             "dataset index %s: column %s is missing or damaged; delete the file "
-                             "and prepare again",
+                             "dataset index %s: column %s is missing or damaged; make it again: "
+                             "strata prepare JOB.ini --rebuild",
                              path, column_kind[c].name);
     H5Eclear2(H5E_DEFAULT);
     H5Fclose(file);
@@ -280,12 +281,10 @@ int index_file_read(const char *path, struct index *x) {
     return rc;
 }
 
-int index_file_fingerprint(const char *path, char fingerprint[65]) {
-    struct index x = {0};
-    hid_t file = open_file(path);
-    if (file < 0) return fail(EXIT_BAD_DATA, path, "opening it as HDF5");
-    int rc = read_header(file, path, &x);
-    H5Fclose(file);
-    memcpy(fingerprint, x.fingerprint, sizeof x.fingerprint);
-    return rc;
+int index_file_read(const char *path, struct index *x) {
+    return read_columns(path, 0, x);
+}
+
+int index_file_read_names(const char *path, struct index *x) {
+    return read_columns(path, COL_IMAGE_NAME_OFFSET, x);
 }

@@ -1,15 +1,18 @@
 /* Looks at every image of an index under construction, with several threads: a file that cannot be
  * decoded is found before the first step, not at step 22. */
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "index_impl.h"
 
 struct verdict {
     int code; /* 0: decoded */
+    int64_t stamp;
     char *why;
     struct image image;
 };
@@ -17,6 +20,7 @@ struct check {
     const struct index *x;
     const struct image_pipeline *pipeline;
     const char *folder;
+    int folder_fd;
     struct verdict *verdict; /* [images] */
     int64_t n;
     atomic_llong next, done;
@@ -24,6 +28,8 @@ struct check {
 
 static void check_one(struct check *c, struct image_scratch *s, int64_t i) {
     struct verdict *v = &c->verdict[i];
+    /* Stamped first: a change while it is read shows at the next start. */
+    v->stamp = file_stamp(c->folder_fd, index_image_name(c->x, i));
     v->code = image_load(c->pipeline, c->folder, index_image_name(c->x, i), s, &v->image, NULL);
     if (v->code != 0) v->why = xstrdup(s->why);
     atomic_fetch_add(&c->done, 1);
@@ -55,17 +61,23 @@ static void check_all(struct check *c, struct builder *b) {
     free(thread);
 }
 
+/* A file that could not be read because of the storage is no bad image: no policy forgives it. */
+static bool is_forgiven(const struct builder *b, const struct verdict *v) {
+    return b->set->on_bad_image != BAD_IMAGE_FAIL && v->code != EXIT_IO;
+}
+
 static void tell_bad(struct builder *b, int64_t i, int64_t image, const struct verdict *v) {
-    const struct data_settings *set = b->set;
-    const char *policy = set->on_bad_image == BAD_IMAGE_SKIP ? "record skipped" : "blank instead";
-    if (set->on_bad_image == BAD_IMAGE_FAIL)
-        builder_problem(b, v->code, "%s: record %lld (id %s): image %s %s", set->path,
-                        (long long)index_i64(&b->x, COL_RECORD)[i], index_name(&b->x, i),
-                        index_image_name(&b->x, image), v->why);
+    const char *path = b->set->path, *name = index_name(&b->x, i),
+               *image_name = index_image_name(&b->x, image);
+    long long record = index_i64(&b->x, COL_RECORD)[i];
+    if (!is_forgiven(b, v))
+        builder_problem(b, v->code, "%s: record %lld (id %s): image %s %s", path, record, name,
+                        image_name, v->why);
+    else if (b->set->on_bad_image == BAD_IMAGE_SKIP)
+        builder_leave_out(b, "record %lld (id %s): image %s %s", record, name, image_name, v->why);
     else
-        log_warn("%s: record %lld (id %s): image %s %s: %s", set->path,
-                 (long long)index_i64(&b->x, COL_RECORD)[i], index_name(&b->x, i),
-                 index_image_name(&b->x, image), v->why, policy);
+        log_warn("%s: record %lld (id %s): image %s %s: blank instead", path, record, name,
+                 image_name, v->why);
 }
 
 static void note_image(struct index *x, int64_t image, const struct verdict *v) {
@@ -74,6 +86,7 @@ static void note_image(struct index *x, int64_t image, const struct verdict *v) 
     ((int32_t *)x->col[COL_IMAGE_HEIGHT].data)[image] = good ? v->image.height : 0;
     ((int64_t *)x->col[COL_IMAGE_BYTES].data)[image] = good ? (int64_t)v->image.file_bytes : 0;
     ((uint8_t *)x->col[COL_IMAGE_BLANK].data)[image] = !good;
+    ((int64_t *)x->col[COL_IMAGE_STAMP].data)[image] = v->stamp;
 }
 
 /* Images of sample i that cannot be used. */
@@ -122,7 +135,9 @@ int builder_check_images(struct builder *b) {
     char *folder = data_image_folder(b->set);
     struct check c = {.x = &b->x, .pipeline = &pipeline, .folder = folder, .n = n};
     c.verdict = xcalloc((size_t)n + 1, sizeof *c.verdict);
+    c.folder_fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     check_all(&c, b);
+    if (c.folder_fd >= 0) close(c.folder_fd);
     int rc = judge_all(b, &c);
     for (int64_t i = 0; i < n; i++) free(c.verdict[i].why);
     free(c.verdict);

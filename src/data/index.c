@@ -20,6 +20,10 @@ const struct column_kind column_kind[N_COLUMNS] = {
     [COL_IMAGE_BLANK] = {"image_blank", COLUMN_U8, "1: unreadable, a blank one stands for it"},
     [COL_IMAGE_NAME_OFFSET] = {"image_name_offset", COLUMN_I64, "first byte of each image's name"},
     [COL_IMAGE_NAMES] = {"image_names", COLUMN_U8, "paths below the image folder, each with a NUL"},
+    [COL_IMAGE_STAMP] = {"image_stamp", COLUMN_I64, "of size, time and head of each image's file"},
+    [COL_LEFT_NAME_OFFSET] = {"left_name_offset", COLUMN_I64, "first byte of each name"},
+    [COL_LEFT_NAMES] = {"left_names", COLUMN_U8, "images of records that were left out"},
+    [COL_LEFT_STAMP] = {"left_stamp", COLUMN_I64, "as image_stamp"},
 };
 
 size_t column_size(enum index_column c) {
@@ -54,6 +58,7 @@ void index_init(struct index *x) {
     index_append_i64(x, COL_IMAGE_OFFSET, 0);
     index_append_i64(x, COL_NAME_OFFSET, 0);
     index_append_i64(x, COL_IMAGE_NAME_OFFSET, 0);
+    index_append_i64(x, COL_LEFT_NAME_OFFSET, 0);
 }
 
 void index_free(struct index *x) {
@@ -85,6 +90,14 @@ static void append_image(struct index *x, const struct index *from, int64_t imag
     index_append(x, COL_IMAGE_BLANK, (const uint8_t *)from->col[COL_IMAGE_BLANK].data + image, 1);
     index_append(x, COL_IMAGE_NAMES, name, (int64_t)strlen(name) + 1);
     index_append_i64(x, COL_IMAGE_NAME_OFFSET, x->col[COL_IMAGE_NAMES].n);
+    index_append(x, COL_IMAGE_STAMP, index_i64(from, COL_IMAGE_STAMP) + image, 1);
+}
+
+static void append_left_image(struct index *x, const struct index *from, int64_t image) {
+    const char *name = index_image_name(from, image);
+    index_append(x, COL_LEFT_NAMES, name, (int64_t)strlen(name) + 1);
+    index_append_i64(x, COL_LEFT_NAME_OFFSET, x->col[COL_LEFT_NAMES].n);
+    index_append(x, COL_LEFT_STAMP, index_i64(from, COL_IMAGE_STAMP) + image, 1);
 }
 
 void index_append_sample(struct index *x, const struct index *from, int64_t i) {
@@ -106,7 +119,7 @@ void index_append_sample(struct index *x, const struct index *from, int64_t i) {
 void index_compute_digest(const struct index *x, char hex[65]) {
     struct sha256 h;
     sha256_begin(&h);
-    for (int c = 0; c < N_COLUMNS; c++) {
+    for (int c = 0; c < N_DIGESTED; c++) {
         sha256_add(&h, column_kind[c].name, strlen(column_kind[c].name) + 1);
         sha256_add(&h, &x->col[c].n, sizeof x->col[c].n);
         sha256_add(&h, x->col[c].data, (size_t)x->col[c].n * column_size(c));
@@ -115,10 +128,21 @@ void index_compute_digest(const struct index *x, char hex[65]) {
 }
 
 void index_keep(struct index *x, const bool *keep) {
+    static const enum index_column left[] = {COL_LEFT_NAME_OFFSET, COL_LEFT_NAMES, COL_LEFT_STAMP};
+    const int64_t *image = index_i64(x, COL_IMAGE_OFFSET);
     struct index kept;
     index_init(&kept);
-    for (int64_t i = 0; i < index_samples(x); i++)
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) { /* of an earlier call */
+        struct column empty = kept.col[left[i]];
+        kept.col[left[i]] = x->col[left[i]];
+        x->col[left[i]] = empty;
+    }
+    for (int64_t i = 0; i < index_samples(x); i++) {
         if (keep[i]) index_append_sample(&kept, x, i);
+        for (int64_t k = image[i]; k < image[i + 1] && !keep[i]; k++)
+            append_left_image(&kept, x, k);
+    }
+    memcpy(kept.notes, x->notes, sizeof kept.notes);
     kept.skipped_bad_image = x->skipped_bad_image;
     kept.skipped_no_target = x->skipped_no_target;
     index_free(x);
@@ -195,10 +219,16 @@ static bool names_fit(const struct index *x, enum index_column offset, enum inde
     return true;
 }
 
+bool index_names_fit(const struct index *x) {
+    int64_t n = x->col[COL_IMAGE_STAMP].n, left = x->col[COL_LEFT_STAMP].n;
+    return names_fit(x, COL_IMAGE_NAME_OFFSET, COL_IMAGE_NAMES, n) &&
+           names_fit(x, COL_LEFT_NAME_OFFSET, COL_LEFT_NAMES, left);
+}
+
 static bool columns_fit(const struct index *x) {
     static const enum index_column of_sample[] = {COL_TARGETS, COL_RECORD};
-    static const enum index_column of_image[] = {COL_IMAGE_HEIGHT, COL_IMAGE_BYTES,
-                                                 COL_IMAGE_BLANK};
+    static const enum index_column of_image[] = {COL_IMAGE_HEIGHT, COL_IMAGE_BYTES, COL_IMAGE_BLANK,
+                                                 COL_IMAGE_STAMP};
     int64_t n = index_samples(x), images = index_images(x);
     for (size_t i = 0; i < sizeof of_sample / sizeof of_sample[0]; i++)
         if (x->col[of_sample[i]].n != n) return false;
@@ -212,8 +242,7 @@ static bool columns_fit(const struct index *x) {
     return x->col[COL_LABELS].n == x->col[COL_IDS].n &&
            offsets_fit(x, COL_TEXT_OFFSET, n, x->col[COL_IDS].n) &&
            offsets_fit(x, COL_IMAGE_OFFSET, n, images) &&
-           names_fit(x, COL_NAME_OFFSET, COL_NAMES, n) &&
-           names_fit(x, COL_IMAGE_NAME_OFFSET, COL_IMAGE_NAMES, images);
+           names_fit(x, COL_NAME_OFFSET, COL_NAMES, n) && index_names_fit(x);
 }
 
 static bool sample_fits(const struct index *x, int64_t i, int64_t vocab_size) {
@@ -234,14 +263,15 @@ int index_validate(const struct index *x, const char *path, int64_t vocab_size) 
     if (index_samples(x) < 1) return error_raise(EXIT_BAD_DATA, "%s holds no sample", path);
     if (!columns_fit(x))
         return error_raise(EXIT_BAD_DATA,
-                           "%s is no valid dataset index: its columns do not fit together; delete "
-                           "it and prepare again",
+                           "%s is no valid dataset index: its columns do not fit together; make "
+                           "it again: strata prepare JOB.ini --rebuild",
                            path);
     for (int64_t i = 0; i < index_samples(x); i++)
         if (!sample_fits(x, i, vocab_size))
             return error_raise(EXIT_BAD_DATA,
                                "%s is no valid dataset index: sample %lld has ids, labels or "
-                               "markers out of range; delete it and prepare again",
+                               "markers out of range; make it again: strata prepare JOB.ini "
+                               "--rebuild",
                                path, (long long)i);
     return 0;
 }

@@ -1,5 +1,6 @@
 /* dataset_prepare: what shapes an index, where it lies, when it is out of date, and building it. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -78,14 +79,14 @@ int source_fingerprint(const struct data_settings *s, char hex[65]) {
     struct sha256 h;
     sha256_begin(&h);
     if (s->format == DATA_CAPTIONED_FOLDER) {
-        TRY(folder_fingerprint(s->path, s->caption_extension, &h));
+        TRY(folder_fingerprint(s, &h));
     } else {
         struct stat st;
         if (stat(s->path, &st) != 0)
             return error_raise(errno == ENOENT ? EXIT_NO_INPUT : EXIT_IO,
                                "data_path %s cannot be read: %s", s->path, strerror(errno));
-        int64_t fields[3] = {st.st_size, st.st_mtim.tv_sec, st.st_mtim.tv_nsec};
-        sha256_add(&h, fields, sizeof fields);
+        int64_t stamp = file_stamp(AT_FDCWD, s->path);
+        sha256_add(&h, &stamp, sizeof stamp);
     }
     sha256_end(&h, hex);
     return 0;
@@ -119,10 +120,35 @@ static int check_kept(const struct builder *b) {
                        b->set->path, (long long)without, (long long)n, KEEP_NO_TARGET_SHARE);
 }
 
+static void note_keys(struct builder *b, const char *what, const struct record_keys *met) {
+    char *text = record_keys_text(met);
+    if (text != NULL)
+        builder_note(b, "keys of %s that strata does not read, with the number of %s: %s", what,
+                     what, text);
+    free(text);
+}
+
+static void add_notes(struct builder *b) {
+    note_keys(b, "records", &b->record_keys);
+    note_keys(b, "turns", &b->turn_keys);
+    if (b->early_turns > 0)
+        builder_note(
+            b,
+            "%lld turns of gpt before the first of human are left out, in %lld records, as "
+            "LLaVA does",
+            (long long)b->early_turns, (long long)b->early_records);
+    if (b->lines_left_out > 0)
+        builder_note(b,
+                     "%lld lines behind the first are left out, in %lld captions (caption_lines = "
+                     "first)",
+                     (long long)b->lines_left_out, (long long)b->captions_cut);
+}
+
 static int fill(struct builder *b) {
     TRY(open_tokenizer(b));
     TRY(b->set->format == DATA_LLAVA_JSON ? source_llava_read(b) : source_folder_read(b));
     TRY(builder_end(b));
+    add_notes(b);
     b->total = b->done + index_images(&b->x);
     TRY(builder_check_images(b));
     if (b->set->aspect == ASPECT_ANYRES) {
@@ -151,15 +177,27 @@ static int build(struct builder *b, const char *path, const char *text, const ch
 }
 
 /* An index that cannot be read counts as none. */
-static bool is_current(const char *path, const char *fingerprint) {
-    char stored[65];
+static bool is_current(const struct data_settings *s, const char *path, const char *fingerprint) {
+    struct index x;
     if (access(path, F_OK) != 0) return false;
-    if (index_file_fingerprint(path, stored) != 0) {
+    if (index_file_read_names(path, &x) != 0) {
         log_warn("%s: %s; it is made again", path, error_text());
         error_clear();
         return false;
     }
-    return strcmp(stored, fingerprint) == 0;
+    char *folder = data_image_folder(s), *changed = NULL;
+    bool fits = index_names_fit(&x);
+    if (strcmp(x.fingerprint, fingerprint) != 0)
+        changed = xstrdup(s->path);
+    else if (fits)
+        changed = index_find_changed(&x, folder, s->num_workers);
+    if (changed != NULL)
+        log_info("data: %s changed after the index %s was made: it is made again", changed, path);
+    bool current = fits && changed == NULL;
+    free(changed);
+    free(folder);
+    index_free(&x);
+    return current;
 }
 
 int dataset_prepare(const struct data_settings *s, bool force,
@@ -171,7 +209,7 @@ int dataset_prepare(const struct data_settings *s, bool force,
     char *path = path_of(s, text);
     struct builder b = {.set = s, .progress = progress, .progress_arg = arg};
     int rc = source_fingerprint(s, fingerprint);
-    if (rc == 0 && (force || !is_current(path, fingerprint)))
+    if (rc == 0 && (force || !is_current(s, path, fingerprint)))
         rc = build(&b, path, text, fingerprint);
     free(path);
     free(text);

@@ -16,7 +16,6 @@
 struct entry {
     char *name;  /* relative path */
     size_t stem; /* its length without extension */
-    int64_t bytes, seconds, nanoseconds;
     bool caption;
 };
 struct listing {
@@ -30,7 +29,7 @@ static void listing_free(struct listing *l) {
     free(l->entry);
 }
 
-static void listing_add(struct listing *l, char *name, const struct stat *st) {
+static void listing_add(struct listing *l, char *name) {
     if (l->n == l->capacity) {
         l->capacity = 2 * l->capacity + 256;
         l->entry = xrealloc(l->entry, (size_t)l->capacity * sizeof *l->entry);
@@ -38,12 +37,7 @@ static void listing_add(struct listing *l, char *name, const struct stat *st) {
     struct entry *e = &l->entry[l->n++];
     size_t length = strlen(name), extension = strlen(l->extension);
     const char *base = strrchr(name, '/'), *dot = strrchr(base != NULL ? base : name, '.');
-    *e = (struct entry){name,
-                        dot != NULL ? (size_t)(dot - name) : length,
-                        st->st_size,
-                        st->st_mtim.tv_sec,
-                        st->st_mtim.tv_nsec,
-                        false};
+    *e = (struct entry){name, dot != NULL ? (size_t)(dot - name) : length, false};
     if (length > extension && strcmp(name + length - extension, l->extension) == 0) {
         e->caption = true;
         e->stem = length - extension;
@@ -63,7 +57,7 @@ static int visit(struct listing *l, int parent, const char *prefix, const char *
         rc = fd < 0 ? error_raise(EXIT_IO, "%s/%s: %s", l->root, name, strerror(errno))
                     : walk(l, fd, name, depth + 1);
     } else if (S_ISREG(st.st_mode)) {
-        listing_add(l, name, &st);
+        listing_add(l, name);
         return 0;
     } else {
         rc = error_raise(EXIT_BAD_DATA,
@@ -117,14 +111,20 @@ static int list_folder(const char *path, const char *extension, struct listing *
     return 0;
 }
 
-int folder_fingerprint(const char *path, const char *extension, struct sha256 *h) {
+int folder_fingerprint(const struct data_settings *s, struct sha256 *h) {
     struct listing l;
-    int rc = list_folder(path, extension, &l);
-    for (int64_t i = 0; i < l.n && rc == 0; i++) {
-        const struct entry *e = &l.entry[i];
-        int64_t fields[3] = {e->bytes, e->seconds, e->nanoseconds};
-        sha256_add(h, e->name, strlen(e->name) + 1);
-        sha256_add(h, fields, sizeof fields);
+    int rc = list_folder(s->path, s->caption_extension, &l);
+    if (rc == 0) {
+        const char **caption = xcalloc((size_t)l.n + 1, sizeof *caption);
+        int64_t *stamp = xcalloc((size_t)l.n + 1, sizeof *stamp), n = 0;
+        for (int64_t i = 0; i < l.n; i++) {
+            sha256_add(h, l.entry[i].name, strlen(l.entry[i].name) + 1);
+            if (l.entry[i].caption) caption[n++] = l.entry[i].name;
+        }
+        file_stamps(s->path, caption, n, s->num_workers, stamp);
+        sha256_add(h, stamp, (size_t)n * sizeof *stamp);
+        free(caption);
+        free(stamp);
     }
     listing_free(&l);
     return rc;
@@ -208,7 +208,7 @@ static void report_lone(struct builder *b, const struct entry *e) {
 
 static int add_pairs(struct builder *b, struct listing *l, struct folder_scratch *f) {
     int64_t number = 0;
-    for (int64_t i = 0; i < l->n; builder_step(b)) {
+    for (int64_t i = 0; i < l->n && b->n_problems < PROBLEMS_MAX; builder_step(b)) {
         const struct entry *e = &l->entry[i];
         int64_t n = 1;
         while (i + n < l->n && same_stem(e, e + n)) n++;

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "encoding.h"
 #include "index_impl.h"
 #include "json.h"
 
@@ -58,7 +59,10 @@ static bool skip_element(struct elements *e) {
 }
 
 static int array_begin(struct elements *e) {
-    if (e->bytes >= 3 && memcmp(e->text, "\xef\xbb\xbf", 3) == 0)
+    char why[ENCODING_WHY_BYTES];
+    if (!encoding_is_text(e->text, e->bytes, why))
+        return error_raise(EXIT_BAD_DATA, "%s %s", e->path, why);
+    if (encoding_mark(e->text, e->bytes) > 0)
         return array_error(e, "the file begins with a byte order mark; write it without one");
     skip_space(e);
     if (e->at == e->bytes || e->text[e->at] != '[')
@@ -104,7 +108,7 @@ struct reading {
     int64_t number;
     char name[256];
     struct turn turns[TURNS_MAX];
-    int n_turns;
+    int n_turns, early_turns;
     const char *images[IMAGES_MAX];
     int n_images;
     bool has_image, image_list;
@@ -146,6 +150,7 @@ static bool read_image(struct reading *r, const struct json *v) {
 
 static bool read_images(struct reading *r, const struct json *record) {
     const struct json *image = json_get(record, "image");
+    if (image != NULL && json_kind(image) == JSON_NULL) image = NULL; /* as if it were absent */
     r->n_images = 0;
     r->has_image = image != NULL;
     r->image_list = image != NULL && json_kind(image) == JSON_ARRAY;
@@ -160,6 +165,8 @@ static bool read_images(struct reading *r, const struct json *record) {
 static bool read_turn(struct reading *r, const struct json *turn, bool *human, const char **text,
                       size_t *bytes) {
     if (json_kind(turn) != JSON_OBJECT) return wrong(r, "%s", "a turn is no object");
+    char why[RECORD_WHY_BYTES];
+    if (!record_keys_check(&r->b->turn_keys, turn, RECORD_TURN, why)) return wrong(r, "%s", why);
     const struct json *from = json_get(turn, "from"), *value = json_get(turn, "value");
     if (from == NULL || json_kind(from) != JSON_STRING || value == NULL ||
         json_kind(value) != JSON_STRING)
@@ -173,7 +180,10 @@ static bool read_turn(struct reading *r, const struct json *turn, bool *human, c
 }
 
 static bool add_turn(struct reading *r, bool human, const char *text, size_t bytes) {
-    if (r->n_turns == 0 && !human) return true; /* what comes before the human is dropped */
+    if (r->n_turns == 0 && !human) { /* LLaVA leaves out what comes before the human */
+        r->early_turns++;
+        return true;
+    }
     if (human != (r->n_turns % 2 == 0))
         return wrong(r, "two turns of %s in a row; human and gpt must alternate",
                      human ? "human" : "gpt");
@@ -192,6 +202,7 @@ static bool read_turns(struct reading *r, const struct json *record) {
     if (list == NULL || json_kind(list) != JSON_ARRAY)
         return wrong(r, "%s", "\"conversations\" is missing or no array");
     r->n_turns = 0;
+    r->early_turns = 0;
     r->text.bytes = 0;
     for (size_t i = 0; i < json_size(list); i++) {
         bool human = false;
@@ -201,6 +212,8 @@ static bool read_turns(struct reading *r, const struct json *record) {
         if (!add_turn(r, human, text, bytes)) return false;
     }
     if (r->n_turns == 0) return wrong(r, "%s", "the conversation is empty");
+    r->b->early_turns += r->early_turns;
+    r->b->early_records += r->early_turns > 0;
     size_t at = 0; /* the text no longer moves */
     for (int i = 0; i < r->n_turns; at += r->turns[i++].bytes) r->turns[i].text = r->text.data + at;
     return true;
@@ -212,7 +225,13 @@ static int read_record(struct reading *r, const struct json *record) {
         wrong(r, "%s", "it is no object");
         return 0;
     }
-    if (!read_id(r, record) || !read_images(r, record) || !read_turns(r, record)) return 0;
+    char why[RECORD_WHY_BYTES];
+    if (!read_id(r, record)) return 0;
+    if (!record_keys_check(&r->b->record_keys, record, RECORD_WHOLE, why)) {
+        wrong(r, "%s", why);
+        return 0;
+    }
+    if (!read_images(r, record) || !read_turns(r, record)) return 0;
     struct record out = {r->number, r->name, r->turns, r->n_turns, r->images, r->n_images};
     return builder_add(r->b, &out);
 }
@@ -229,12 +248,13 @@ static int read_elements(struct builder *b, struct reading *r, const char *text,
         struct json *record;
         snprintf(name, sizeof name, "%.500s: record %lld (at byte %zu of the file)", b->set->path,
                  (long long)(e.n - 1), begin);
-        TRY(json_read_text(name, text + begin, end - begin, &record));
+        TRY(record_parse(name, text + begin, end - begin, &record));
         r->number = e.n - 1;
         int rc = read_record(r, record);
         json_free(record);
         TRY(rc);
         builder_step(b);
+        if (b->n_problems == PROBLEMS_MAX) return 0;
     }
 }
 

@@ -20,7 +20,8 @@ struct question {
 };
 struct question_list {
     struct question *question;
-    int64_t n;
+    int64_t n, capacity;
+    struct record_keys keys; /* met and not read */
     int64_t most_images, most_tiles, most_newlines, most_rows;
 };
 /* The one of the request, or those of [generate] prompt_file, encoded. Errors name line and id. */

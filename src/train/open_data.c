@@ -1,4 +1,6 @@
 /* From the keys of [data] to an open data set. */
+#include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "run_impl.h"
@@ -115,6 +117,60 @@ int train_prepare_data(struct config *cfg, enum data_part part, bool force) {
     return dataset_prepare(&s, force, progress, &last);
 }
 
+/* ---- what each start says ------------------------------------------------------------------------ */
+
+/* Records that are not trained on as they are, the index that says so, and how to make it again. */
+static void warn_left_out(const struct config *cfg, const struct data_settings *s,
+                          const struct dataset_report *r) {
+    int64_t left = r->skipped_bad_image + r->skipped_no_target;
+    if (left == 0 && r->blank_images == 0) return;
+    char *index = dataset_index_path(s), *command = config_command(cfg, "prepare", "--rebuild");
+    if (left > 0)
+        log_warn("%s: %" PRId64 " of %" PRId64 " records are left out: %" PRId64
+                 " with an image that cannot be used (on_bad_image = skip), %" PRId64
+                 " without a target token (on_no_target = skip), says the index %s; it is made "
+                 "again when a file changes, or by: %s",
+                 s->path, left, left + r->samples, r->skipped_bad_image, r->skipped_no_target,
+                 index, command);
+    if (r->blank_images > 0)
+        log_warn("%s: %" PRId64 " of %" PRId64
+                 " images cannot be used and are blank (on_bad_image = blank), says the index %s; "
+                 "it is made again when a file changes, or by: %s",
+                 s->path, r->blank_images, r->images, index, command);
+    free(index);
+    free(command);
+}
+
+static void log_notes(const char *notes) {
+    for (const char *end; (end = strchr(notes, '\n')) != NULL; notes = end + 1)
+        log_info("data: %.*s", (int)(end - notes), notes);
+}
+
+static void report_data(const struct config *cfg, const struct data_settings *s,
+                        const struct dataset *d) {
+    struct dataset_report r;
+    if (s->format == DATA_MOCK) return;
+    dataset_report(d, &r);
+    warn_left_out(cfg, s, &r);
+    log_notes(dataset_notes(d));
+}
+
+int train_show_prepared(struct config *cfg, enum data_part part) {
+    struct data_settings s;
+    struct dataset *d = NULL;
+    if (!train_has_data(cfg, part)) return 0;
+    train_data_settings(cfg, part, &s);
+    if (s.format == DATA_MOCK) return 0;
+    TRY(dataset_open(&s, &d));
+    report_data(cfg, &s, d);
+    char *index = dataset_index_path(&s);
+    log_info("data: %" PRId64 " samples and %" PRId64 " images of %s, index %s", dataset_count(d),
+             dataset_images(d), s.path, index);
+    free(index);
+    dataset_close(d);
+    return 0;
+}
+
 int train_open_data(struct config *cfg, enum data_part part, const struct grid *grid,
                     struct dataset **out) {
     struct data_settings s;
@@ -125,5 +181,7 @@ int train_open_data(struct config *cfg, enum data_part part, const struct grid *
     TRY(train_resolve_vocabulary(cfg));
     if (!train_has_data(cfg, part)) return 0;
     train_data_settings(cfg, part, &s);
-    return dataset_open(&s, out);
+    TRY(dataset_open(&s, out));
+    if (comm_world_rank() == 0) report_data(cfg, &s, *out);
+    return 0;
 }

@@ -3,13 +3,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "encoding.h"
 #include "generate_impl.h"
 
 #define PROMPT_FILE_MAX ((size_t)1 << 30)
 #define QUESTION_IMAGES_MAX 64
+#define QUESTION_TEXT_BYTES_MAX ((size_t)1 << 20) /* tokenising takes up to 240 bytes for each */
 
 static struct question *list_add(struct question_list *list) {
-    list->question = xrealloc(list->question, (size_t)(list->n + 1) * sizeof *list->question);
+    if (list->n == list->capacity) {
+        list->capacity = 2 * list->capacity + 16;
+        list->question = xrealloc(list->question, (size_t)list->capacity * sizeof *list->question);
+    }
     struct question *q = &list->question[list->n++];
     *q = (struct question){0};
     return q;
@@ -41,6 +46,7 @@ struct line {
     char *where; /* file and line, for messages */
     const char *folder;
     const struct json *object;
+    struct record_keys *keys;
 };
 
 static int read_text(const struct line *l, const char *key, const char **text) {
@@ -90,8 +96,17 @@ static int read_question(const struct line *l, int64_t number, struct question *
     if (json_kind(l->object) != JSON_OBJECT)
         return error_raise(EXIT_BAD_DATA, "%s: not an object {\"question_id\": ...}", l->where);
     TRY(read_name(l, number, q));
+    char why[RECORD_WHY_BYTES];
+    if (!record_keys_check(l->keys, l->object, RECORD_QUESTION, why))
+        return error_raise(EXIT_BAD_DATA, "%s: %s", l->where, why);
     TRY(read_text(l, "prompt", &prompt));
     TRY(read_text(l, "text", &text));
+    if (prompt != NULL && text != NULL && strcmp(prompt, text) != 0)
+        return error_raise(
+            EXIT_BAD_DATA,
+            "%s: question %s has a \"prompt\" and another \"text\": which of them is "
+            "the question? Leave the other away",
+            l->where, q->name);
     if (prompt == NULL && text == NULL)
         return error_raise(EXIT_BAD_DATA, "%s: question %s has neither \"prompt\" nor \"text\"",
                            l->where, q->name);
@@ -102,8 +117,9 @@ static int read_question(const struct line *l, int64_t number, struct question *
 static int read_line(const char *path, int64_t number, const char *folder, const char *text,
                      size_t bytes, struct question_list *list) {
     struct json *root = NULL;
-    struct line l = {.where = xasprintf("%s:%" PRId64, path, number), .folder = folder};
-    int rc = json_read_text(l.where, text, bytes, &root);
+    struct line l = {
+        .where = xasprintf("%s:%" PRId64, path, number), .folder = folder, .keys = &list->keys};
+    int rc = record_parse(l.where, text, bytes, &root);
     l.object = root;
     if (rc == 0) rc = read_question(&l, number, list_add(list));
     if (rc == 0 || root != NULL) json_free(root);
@@ -115,8 +131,15 @@ static int read_file(const char *path, const char *folder, struct question_list 
     char *text = NULL;
     size_t bytes = 0, at = 0;
     int64_t number = 0;
+    char why[ENCODING_WHY_BYTES];
     TRY(file_read(path, PROMPT_FILE_MAX, &text, &bytes));
     int rc = 0;
+    if (!encoding_is_text(text, bytes, why))
+        rc = error_raise(EXIT_BAD_DATA, "%s %s", path, why);
+    else if (encoding_mark(text, bytes) > 0)
+        rc = error_raise(EXIT_BAD_DATA,
+                         "%s begins with a byte order mark, which is no JSON; write it without one",
+                         path);
     while (rc == 0 && at < bytes) {
         const char *line = text + at, *end = memchr(line, '\n', bytes - at);
         size_t length = end != NULL ? (size_t)(end - line) : bytes - at;
@@ -126,6 +149,12 @@ static int read_file(const char *path, const char *folder, struct question_list 
         rc = read_line(path, number, folder, line, length, list);
     }
     free(text);
+    char *keys = rc == 0 ? record_keys_text(&list->keys) : NULL;
+    if (keys != NULL)
+        log_info(
+            "%s: keys of questions that strata does not read, with the number of questions: %s",
+            path, keys);
+    free(keys);
     if (rc == 0 && list->n == 0)
         rc = error_raise(EXIT_BAD_DATA, "%s holds no question, one JSON object per line", path);
     return rc;
@@ -176,6 +205,9 @@ static int find_layouts(const struct config *cfg, struct question *q) {
 
 static int encode(const struct config *cfg, const struct tokenizer *t, enum data_template tpl,
                   int64_t rows_per_image, struct question *q) {
+    if (strlen(q->prompt) > QUESTION_TEXT_BYTES_MAX)
+        return error_raise(EXIT_BAD_DATA, "question %s has %zu bytes of text, allowed are %zu",
+                           q->name, strlen(q->prompt), QUESTION_TEXT_BYTES_MAX);
     char *text = template_prompt(tpl, q->prompt, q->n_images);
     int rc = tokenizer_encode(t, text, strlen(text), true, true, &q->ids);
     free(text);

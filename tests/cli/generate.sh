@@ -82,10 +82,17 @@ one 66 'nowhere.png' "an image that is not there" $from --image nowhere.png --pr
 one 65 'markers' "a marker of its own" $from $ask --prompt 'see <image>'
 one 65 'decoder_seq_length' "a prompt without room" $from --prompt "$(printf 'fish %.0s' $(seq 300))"
 expect 64 'one question is answered by one copy' "one question, two copies" mpirun -n 2 "$STRATA" generate $base $from --prompt x
-for bad in '[1]' '{"prompt": 5}' '{"question_id": 1}' '{"prompt": "x", "image": 3}' '{"prompt": "x"' '{"question_id": [1], "prompt": "x"}'; do
+for bad in '[1]' '{"prompt": 5}' '{"question_id": 1}' '{"prompt": "x", "image": 3}' '{"prompt": "x"' '{"question_id": [1], "prompt": "x"}' \
+    '{"prompt": "x", "text": "y"}' '{"prompt": "x", "images": ["a.png"]}' '{"prompt": "x", "Image": "a.png"}' '{"prompt": "x\u0000"}'; do
     echo "$bad" >"$TEST_TMP/bad.jsonl"
     one 65 'bad.jsonl:1' "a line that is no question: $bad" $from "generate:prompt_file=$TEST_TMP/bad.jsonl"
 done
+printf '\xef\xbb\xbf{"prompt": "x"}' >"$TEST_TMP/bad.jsonl"
+one 65 'bad.jsonl begins with a byte order mark' "a byte order mark" $from "generate:prompt_file=$TEST_TMP/bad.jsonl"
+echo '{"prompt": "x"}' | iconv -t UTF-16 >"$TEST_TMP/bad.jsonl"
+one 65 'bad.jsonl is UTF-16 text; write it as UTF-8' "UTF-16" $from "generate:prompt_file=$TEST_TMP/bad.jsonl"
+printf '[%06999999d]' 0 | sed 's/0/{},/g; s/,\]/]/' >"$TEST_TMP/bad.jsonl"
+one 65 'bad.jsonl:1: it has .* bytes, allowed are 8388608' "a line made to take a gigabyte" $from "generate:prompt_file=$TEST_TMP/bad.jsonl"
 : >"$TEST_TMP/bad.jsonl"
 one 65 'holds no question' "an empty list" $from "generate:prompt_file=$TEST_TMP/bad.jsonl"
 

@@ -9,64 +9,7 @@
 #include <cmocka.h>
 
 #include "../../src/data/index_impl.h"
-#include "data_case.h"
-
-#define PICTURE "input/tiny/images/apple.png"
-
-static char *at(const char *name) {
-    static char path[4][256];
-    static int next;
-    char *p = path[next = (next + 1) % 4];
-    snprintf(p, sizeof path[0], "%s/%s", folder, name);
-    return p;
-}
-
-static void write_file(const char *name, const void *data, size_t bytes) {
-    FILE *f = fopen(at(name), "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
-    fclose(f);
-}
-
-static void write_text(const char *name, const char *text) {
-    write_file(name, text, strlen(text));
-}
-
-/* bytes of a picture, the first n of them if n > 0. */
-static void copy_picture(const char *from, const char *name, size_t n) {
-    char *data;
-    size_t bytes;
-    assert_int_equal(file_read(from, 1 << 20, &data, &bytes), 0);
-    write_file(name, data, n > 0 ? n : bytes);
-    free(data);
-}
-
-/* A JSON of the text beside one picture, apple.png. */
-static struct data_settings json_of(const char *text) {
-    struct data_settings s = tiny();
-    copy_picture(PICTURE, "apple.png", 0);
-    write_text("x.json", text);
-    static char path[256];
-    snprintf(path, sizeof path, "%s/x.json", folder);
-    s.path = path;
-    return s;
-}
-
-static void expect_error(const struct data_settings *s, int code, const char *says) {
-    struct dataset *d;
-    int rc = dataset_prepare(s, false, NULL, NULL);
-    if (rc == 0) rc = dataset_open(s, &d);
-    if (rc != code || strstr(error_text(), says) == NULL)
-        fail_msg("code %d, wanted %d; said \"%s\", wanted \"%s\"", rc, code, error_text(), says);
-    error_clear();
-}
-
-static struct dataset *open_set(const struct data_settings *s) {
-    struct dataset *d;
-    if (dataset_prepare(s, false, NULL, NULL) != 0 || dataset_open(s, &d) != 0)
-        fail_msg("%s", error_text());
-    return d;
-}
+#include "index_case.h"
 
 /* Lengths and targets counted the slow way: the merged rows written out one by one. */
 static void check_lengths(const struct sample *s, int64_t k, int64_t limit) {
@@ -223,10 +166,6 @@ static void test_damaged_file(void **state) {
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
 
-#define TURN(role, text) "{\"from\": \"" role "\", \"value\": \"" text "\"}"
-#define PAIR(q, a) "\"conversations\": [" TURN("human", q) ", " TURN("gpt", a) "]"
-#define GOOD "{\"id\": 1, " PAIR("Q", "A") "}"
-
 static void test_json_errors(void **state) {
     (void)state;
     static const struct {
@@ -259,6 +198,11 @@ static void test_json_errors(void **state) {
          "(id 8): 2 <image> markers"},
         {"[{\"id\": 9, \"image\": \"pear.png\", " PAIR("<image>", "A") "}]", "image pear.png"},
         {"[{\"id\": 9, \"image\": \"../x.png\", " PAIR("<image>", "A") "}]", "illegal name"},
+        {"[{\"id\": 9, " PAIR("<image>?", "A") "}]",
+         "<image> stands in its text, but it has no image"},
+        {"[{\"id\": 9, " PAIR("Q", "an <image>") "}]", "(id 9): <image> stands in its text"},
+        {"[{\"id\": 9, \"image\": [], " PAIR("<image>", "A") "}]", "but it has no image"},
+        {"[{\"id\": 9, \"image\": null, " PAIR("<image>", "A") "}]", "but it has no image"},
         {"[{\"id\": 9, " PAIR("Q", "") "}]", "has no target token"},
         {"[{\"id\": \"\xff\", " PAIR("Q", "A") "}]", "unable to decode byte 0xff"},
     };
@@ -274,17 +218,16 @@ static void test_json_errors(void **state) {
 
 static void test_json_details(void **state) {
     (void)state;
-    /* first turn of gpt dropped; text-only with a literal marker; extra keys; id as number */
+    /* first turn of gpt dropped; no image; extra keys; id as number */
     struct data_settings s =
         json_of("[{\"id\": 3, \"model\": \"\", \"conversations\": [" TURN("gpt", "x") ", " TURN(
-            "human", "<image>?") ", " TURN("gpt",
-                                           "A") "]},\n"
-                                                "{\"id\": \"b\", \"image\": \"apple.png\", " PAIR(
-                                                    "a <image> b",
-                                                    "A") "},\n"
-                                                         "{\"id\": \"c\", \"image\": "
-                                                         "[\"apple.png\", \"apple.png\"], " PAIR(
-                                                             "x <image> y <image>", "A") "}]");
+            "human", "Q?") ", " TURN("gpt", "A") "]},\n"
+                                                 "{\"id\": \"b\", \"image\": \"apple.png\", " PAIR(
+                                                     "a <image> b",
+                                                     "A") "},\n"
+                                                          "{\"id\": \"c\", \"image\": "
+                                                          "[\"apple.png\", \"apple.png\"], " PAIR(
+                                                              "x <image> y <image>", "A") "}]");
     struct dataset *d = open_set(&s);
     struct sample x;
     dataset_sample(d, 0, &x);

@@ -1,4 +1,4 @@
-/* Which BLAS library runs. */
+/* Which BLAS library runs, and which of its kernel sets it took for this processor. */
 #include <cblas.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,5 +8,6 @@
 void backend_library_version(char *text, size_t size) {
     const char *whole = openblas_get_config(); /* name, version, how it was built, kernels */
     size_t name = strcspn(whole, " "), version = whole[name] ? strcspn(whole + name + 1, " ") : 0;
-    snprintf(text, size, "%.*s", (int)(name + 1 + version), whole);
+    snprintf(text, size, "%.*s, %s kernels", (int)(name + 1 + version), whole,
+             openblas_get_corename());
 }

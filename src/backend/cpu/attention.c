@@ -98,11 +98,9 @@ static void query_block_run(const struct attention_run *run, const struct query_
         int64_t n_k = least(b->s.k_step, end - k0);
         real *k = row_of(run->k, b->s.first_row + k0) + kv * d;
         real *v = row_of(run->v, b->s.first_row + k0) + kv * d;
-        GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (int)b->n, (int)n_k, (int)d, 1, q,
-             (int)run->q->ld, k, (int)run->k->ld, 0, b->scores, BLOCK_K);
+        NAME(gemm)(false, true, b->n, n_k, d, q, run->q->ld, k, run->k->ld, 0, b->scores, BLOCK_K);
         for (int64_t r = 0; r < b->n; r++) softmax_row(run, b, r, k0, n_k);
-        GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)b->n, (int)d, (int)n_k, 1, b->scores,
-             BLOCK_K, v, (int)run->v->ld, 1, o, (int)run->o->ld);
+        NAME(gemm)(false, false, b->n, d, n_k, b->scores, BLOCK_K, v, run->v->ld, 1, o, run->o->ld);
     }
     finish_rows(run, b);
 }

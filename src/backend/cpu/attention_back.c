@@ -51,17 +51,12 @@ static void pair_block_run(const struct attention_run *run, const struct pair_bl
     real *dq = row_of(run->dq, q_row) + b->head * d;
     real *dk = row_of(run->dk, k_row) + b->kv_head * d;
     real *dv = row_of(run->dv, k_row) + b->kv_head * d;
-    GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, n_q, n_k, dim, 1, q, (int)run->q->ld, k,
-         (int)run->k->ld, 0, b->p, BLOCK_K);
-    GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, n_q, n_k, dim, 1, d_o, (int)run->d_o->ld, v,
-         (int)run->v->ld, 0, b->ds, BLOCK_K);
+    NAME(gemm)(false, true, n_q, n_k, dim, q, run->q->ld, k, run->k->ld, 0, b->p, BLOCK_K);
+    NAME(gemm)(false, true, n_q, n_k, dim, d_o, run->d_o->ld, v, run->v->ld, 0, b->ds, BLOCK_K);
     for (int64_t r = 0; r < b->n_q; r++) gradient_row(run, b, r);
-    GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, n_k, dim, n_q, 1, b->p, BLOCK_K, d_o,
-         (int)run->d_o->ld, 1, dv, (int)run->dv->ld);
-    GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, n_k, dim, n_q, 1, b->ds, BLOCK_K, q,
-         (int)run->q->ld, 1, dk, (int)run->dk->ld);
-    GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, n_q, dim, n_k, 1, b->ds, BLOCK_K, k,
-         (int)run->k->ld, 1, dq, (int)run->dq->ld);
+    NAME(gemm)(true, false, n_k, dim, n_q, b->p, BLOCK_K, d_o, run->d_o->ld, 1, dv, run->dv->ld);
+    NAME(gemm)(true, false, n_k, dim, n_q, b->ds, BLOCK_K, q, run->q->ld, 1, dk, run->dk->ld);
+    NAME(gemm)(false, false, n_q, dim, n_k, b->ds, BLOCK_K, k, run->k->ld, 1, dq, run->dq->ld);
 }
 
 /* Queries that see any of the keys [k0, k1), rounded out to whole blocks. */

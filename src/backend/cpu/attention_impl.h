@@ -2,8 +2,6 @@
 #ifndef STRATA_ATTENTION_IMPL_H
 #define STRATA_ATTENTION_IMPL_H
 
-#include <cblas.h>
-
 #include "../philox_impl.h"
 #include "real_impl.h"
 

@@ -1,11 +1,9 @@
 /* Products of a linear layer: tiles of the result, each by one single-threaded OpenBLAS call. */
-#include <cblas.h>
-
 #include "real_impl.h"
 
 /* C[m,n] = op(A) op(B) + beta C (+ bias along rows). */
 struct product {
-    enum CBLAS_TRANSPOSE trans_a, trans_b;
+    bool trans_a, trans_b;
     const struct tensor *a, *b, *c, *bias;
     int64_t k;
     real beta;
@@ -16,11 +14,12 @@ static void product_body(const void *ctx, int64_t i, int thread) {
     (void)thread;
     const struct product *p = ctx;
     struct tile t = tiles_at(&p->tiles, i);
-    const real *a = p->trans_a == CblasTrans ? row_of(p->a, 0) + t.row : row_of(p->a, t.row);
-    const real *b = p->trans_b == CblasTrans ? row_of(p->b, t.col) : row_of(p->b, 0) + t.col;
+    const real *a = p->trans_a ? row_of(p->a, 0) + t.row : row_of(p->a, t.row);
+    const real *b = p->trans_b ? row_of(p->b, t.col) : row_of(p->b, 0) + t.col;
     int64_t n = t.col_end - t.col;
-    GEMM(CblasRowMajor, p->trans_a, p->trans_b, (int)(t.row_end - t.row), (int)n, (int)p->k, 1, a,
-         (int)p->a->ld, b, (int)p->b->ld, p->beta, row_of(p->c, t.row) + t.col, (int)p->c->ld);
+    real *c = row_of(p->c, t.row) + t.col;
+    int64_t m = t.row_end - t.row;
+    NAME(gemm)(p->trans_a, p->trans_b, m, n, p->k, a, p->a->ld, b, p->b->ld, p->beta, c, p->c->ld);
     if (!p->bias) return;
     const real *bias = row_of(p->bias, 0) + t.col;
     for (int64_t r = t.row; r < t.row_end; r++) {
@@ -56,13 +55,7 @@ void NAME(linear_forward)(struct backend *be, const struct tensor *x, const stru
     NEED(w, y->cols, x->cols);
     NEED(y, x->rows, w->rows);
     if (bias) NEED(bias, 1, w->rows);
-    struct product p = {.trans_a = CblasNoTrans,
-                        .trans_b = CblasTrans,
-                        .a = x,
-                        .b = w,
-                        .c = y,
-                        .bias = bias,
-                        .k = x->cols};
+    struct product p = {.trans_b = true, .a = x, .b = w, .c = y, .bias = bias, .k = x->cols};
     product_run(be, &p);
 }
 
@@ -71,13 +64,7 @@ void NAME(linear_dgrad)(struct backend *be, const struct tensor *dy, const struc
     NEED(dy, dx->rows, w->rows);
     NEED(w, dy->cols, dx->cols);
     NEED(dx, dy->rows, w->cols);
-    struct product p = {.trans_a = CblasNoTrans,
-                        .trans_b = CblasNoTrans,
-                        .a = dy,
-                        .b = w,
-                        .c = dx,
-                        .k = dy->cols,
-                        .beta = accumulate ? 1 : 0};
+    struct product p = {.a = dy, .b = w, .c = dx, .k = dy->cols, .beta = accumulate ? 1 : 0};
     product_run(be, &p);
 }
 
@@ -86,13 +73,7 @@ void NAME(linear_wgrad)(struct backend *be, const struct tensor *dy, const struc
     NEED(dy, x->rows, dw->rows);
     NEED(x, dy->rows, dw->cols);
     NEED(dw, dy->cols, x->cols);
-    struct product p = {.trans_a = CblasTrans,
-                        .trans_b = CblasNoTrans,
-                        .a = dy,
-                        .b = x,
-                        .c = dw,
-                        .k = x->rows,
-                        .beta = 1};
+    struct product p = {.trans_a = true, .a = dy, .b = x, .c = dw, .k = x->rows, .beta = 1};
     product_run(be, &p);
 }
 

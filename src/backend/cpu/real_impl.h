@@ -14,12 +14,14 @@
 typedef float real;
 #define NAME(x) x##_cpu32
 #define REAL_DTYPE DTYPE_F32
-#define GEMM cblas_sgemm
+#define CBLAS_GEMM cblas_sgemm
+#define REAL_FMA __builtin_fmaf
 #elif STRATA_REAL == 64
 typedef double real;
 #define NAME(x) x##_cpu64
 #define REAL_DTYPE DTYPE_F64
-#define GEMM cblas_dgemm
+#define CBLAS_GEMM cblas_dgemm
+#define REAL_FMA __builtin_fma
 #else
 #error "STRATA_REAL must be 32 or 64"
 #endif
@@ -177,6 +179,11 @@ static inline double exp_real(double x) {
     return x < EXP_LOW ? 0.0 : y;
 }
 #endif
+
+/* C[m,n] = op(A) op(B) + beta C, row-major, beta 0 or 1, on the calling thread; takes nothing from the
+ * heap. op(A) is [m,k], op(B) is [k,n]; an operand with its flag set is stored transposed. */
+void NAME(gemm)(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const real *a,
+                int64_t lda, const real *b, int64_t ldb, real beta, real *c, int64_t ldc);
 
 /* ---- the operations: names as in backend.h ------------------------------------------------- */
 

@@ -13,8 +13,12 @@
 # It failed if any line says so, if it ended with another code than 0, if it ran longer than its
 # limit, if a test began and did not end, or if it printed no result at all.
 #
+# A skipped test is a failed one unless tests/skips.txt lists it with the reason that it may have.
+#
 # Comments near the top of a .c file: /* ranks: 1 2 4 */ runs it under mpirun once per count (a must
-# in tests/mpi and tests/equal), /* timeout: 300 */ gives it more seconds. In a .sh: "# timeout: 300".
+# in tests/mpi and tests/equal), /* timeout: 300 */ gives it more seconds, /* kernels: all */ runs it
+# once more, with STRATA_BRIEF=1, under each further kernel set of OpenBLAS that this processor has.
+# In a .sh: "# timeout: 300".
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
@@ -86,9 +90,32 @@ tally() {
         }' "$1"
 }
 
+# ---- kernel sets: OpenBLAS chooses one by the processor, and OPENBLAS_CORETYPE another -----------
+# Each has sums of its own, and some allocate where others do not. The names are those of OpenBLAS
+# 0.3.21; one that the processor lacks is answered by another set's name. STRATA_KERNELS=one: no other.
+kernels_now() { "$STRATA" version 2>/dev/null | sed -n 's/^BLAS.*, \(.*\) kernels$/\1/p'; }
+kernels_here=$(kernels_now) kernels_more=
+[ "${STRATA_KERNELS:-all}" = all ] && for k in Haswell Zen SkylakeX Cooperlake SapphireRapids; do
+    [ -n "$kernels_here" ] && [ "$k" != "$kernels_here" ] || continue
+    [ "$(OPENBLAS_CORETYPE=$k kernels_now)" = "$k" ] && kernels_more="$kernels_more $k"
+done
+
+# unlisted NAME LOG: the skipped tests of LOG that tests/skips.txt does not allow this program.
+unlisted() {
+    grep -hE '^ok .*# *[Ss][Kk][Ii][Pp]|^\[  SKIPPED \] [^0-9]' "$2" | while IFS= read -r line; do
+        allowed=0
+        while IFS='|' read -r program pattern _; do
+            case $program in '' | '#'*) continue ;; esac
+            # shellcheck disable=SC2053 # the program is a pattern
+            [[ $1 == $program ]] && [[ $line =~ $pattern ]] && allowed=1
+        done <"${STRATA_SKIPS:-tests/skips.txt}"
+        [ $allowed = 1 ] || echo "$line"
+    done
+}
+
 # run_one NAME SECONDS COMMAND...: runs, counts, prints one line.
 run_one() {
-    local name=$1 seconds=$2 log code begin end ok bad skip why=
+    local name=$1 seconds=$2 log code begin end ok bad skip why= line
     shift 2
     log=$logs/$(echo "$name" | tr '/ ' '__').log
     TEST_TMP=$(mktemp -d "${TMPDIR:-/tmp}/strata-test.XXXXXX") || exit 1
@@ -99,6 +126,12 @@ run_one() {
     end=$(date +%s%N)
     rm -rf "$TEST_TMP"
     read -r ok bad skip < <(tally "$log" "$code")
+    if [ "$skip" -gt 0 ]; then
+        while IFS= read -r line; do
+            echo "not ok - skipped without a line in tests/skips.txt: $line" >>"$log"
+            bad=$((bad + 1)) skip=$((skip - 1))
+        done < <(unlisted "${name%% *}" "$log")
+    fi
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
     if [ "$bad" -gt 0 ]; then
         case $code in
@@ -118,25 +151,34 @@ run_one() {
 }
 
 run_program() {
-    local file=$1 binary ranks n seconds
+    local file=$1 k
+    run_program_once "$file" ""
+    if [ -n "$kernels_more" ] && sed -n '1,15p' "$file" | grep -q '[/*#] *kernels: all'; then
+        for k in $kernels_more; do OPENBLAS_CORETYPE=$k STRATA_BRIEF=1 run_program_once "$file" " $k"; done
+    fi
+}
+
+# run_program_once FILE " KERNELS": the second part ends the name under which it is counted.
+run_program_once() {
+    local file=$1 with=$2 binary ranks n seconds
     seconds=$(note "$file" timeout)
     seconds=${seconds:-$limit}
     case $file in
-    *.sh) run_one "${file#tests/}" "$seconds" bash "$file" ;;
+    *.sh) run_one "${file#tests/}$with" "$seconds" bash "$file" ;;
     *.c)
         binary=$build/${file%.c}
         ranks=$(note "$file" ranks)
         case $file in tests/mpi/* | tests/equal/*) ranks=${ranks:-missing} ;; esac
         if [ "$ranks" = missing ]; then
-            run_one "${file#tests/}" "$seconds" sh -c "echo 'no /* ranks: ... */ comment'; exit 1"
+            run_one "${file#tests/}$with" "$seconds" sh -c "echo 'no /* ranks: ... */ comment'; exit 1"
         elif [ ! -x "$binary" ]; then
-            run_one "${file#tests/}" "$seconds" sh -c "echo 'not built: $binary'; exit 1"
+            run_one "${file#tests/}$with" "$seconds" sh -c "echo 'not built: $binary'; exit 1"
         elif [ -z "$ranks" ]; then
-            run_one "${file#tests/}" "$seconds" "$binary"
+            run_one "${file#tests/}$with" "$seconds" "$binary"
         else
             for n in $ranks; do
                 OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 \
-                    run_one "${file#tests/} -n $n" "$seconds" mpirun -n "$n" "$binary"
+                    run_one "${file#tests/} -n $n$with" "$seconds" mpirun -n "$n" "$binary"
             done
         fi
         ;;
@@ -196,11 +238,15 @@ run_several() {
     rm -rf "$apart"
 }
 
+kernels_line="OpenBLAS kernels: ${kernels_here:-unknown, the program is not built}"
+[ -z "$kernels_more" ] || kernels_line="$kernels_line; programs with \"kernels: all\" also under$kernels_more"
+echo "$kernels_line"
 if [ "$jobs" -gt 1 ]; then
     run_several "${programs[@]}"
 else
     for p in "${programs[@]}"; do run_named "$p"; done
 fi
+echo "$kernels_line"
 if [ $skipped -gt 0 ]; then
     echo "$passed passed, $failed failed, $skipped skipped"
 else

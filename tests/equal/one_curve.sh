@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # timeout: 900
+# kernels: all
 # One curve: input/llava_tiny.ini (dropout on; samples without image, with one, with several) gives
 # the same lm_loss column in every layout. Cutting the pipeline, recomputing, another schedule,
 # killing and resuming change no byte; tensor and data parallelism change it by less than 1e-5.
-# STRATA_LONG=1 takes all steps of the job and more layouts.
+# STRATA_LONG=1 takes all steps of the job and more layouts; STRATA_BRIEF=1, as under a further kernel
+# set, one layout of each kind.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 STRATA=${STRATA:-build/strata}
@@ -78,6 +80,17 @@ same "the same job twice" "$tmp/one" 1
 threads=2
 same "two threads" "$tmp/one" 1
 threads=1
+
+if [ "${STRATA_BRIEF:-0}" = 1 ]; then
+    for s in 3,6 2,4,3 1,1,1,2,1,1,1,1; do split "$s"; done
+    split 2,4,3 "$tmp/one" parallel:schedule=gpipe
+    split 2,4,3 "$tmp/one" training:recompute_granularity=full training:recompute_num_layers=1 \
+        training:recompute_method=uniform
+    near "tensor 2, sequence parallel" "$tmp/one" 2 $T=2 $SP
+    near "data 2, sharded states" "$tmp/one" 2 parallel:use_distributed_optimizer=true
+    near "tensor 2 x pipeline 2 x data 2" "$tmp/one" 8 $T=2 $P=2 $S=3,6
+    exit 0
+fi
 
 # All seven kinds of stage: vision (with head; without), vision + projector, vision + projector +
 # language, projector alone, projector + language, language (embedding; tail; both; neither), all.

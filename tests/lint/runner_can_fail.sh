@@ -46,6 +46,14 @@ BODY
 expect prints_nothing "0 passed, 1 failed" 1 <<'BODY'
 exit 0
 BODY
+printf '# a comment\n*skips*|SKIP no such [a-z]+$|a reason\n' >"$TEST_TMP/skips.txt"
+export STRATA_SKIPS=$TEST_TMP/skips.txt
+expect unlisted_is_a_failure "1 passed, 1 failed" 1 <<'BODY'
+echo "ok - one"; echo "ok - two # SKIP no such tool"
+BODY
+expect skips_for_another_reason "1 passed, 1 failed, 1 skipped" 1 <<'BODY'
+echo "ok - one"; echo "ok - two # SKIP no such tool"; echo "ok - three # SKIP it is late"
+BODY
 expect skips "1 passed, 0 failed, 1 skipped" 0 <<'BODY'
 echo "ok - one"; echo "ok - two # SKIP no such tool"
 BODY

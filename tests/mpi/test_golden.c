@@ -1,3 +1,4 @@
+/* kernels: all */
 /* ranks: 1 2 3 4 */
 /* Against Hugging Face transformers: the tiny models of tests/golden/hf/values, whose losses,
  * logits, gradients and greedy tokens transformers computed in fp64 (make_hf.py there). Loss,

@@ -1,3 +1,4 @@
+/* kernels: all */
 /* ranks: 1 2 3 4 */
 /* timeout: 200 */
 /* The generator against Hugging Face transformers: each model of tests/golden/hf/values is imported by

@@ -1,3 +1,4 @@
+/* kernels: all */
 /* attention_forward, attention_backward: segments, causal mask, window, grouped heads, dropout. */
 #include "op/kit.h"
 

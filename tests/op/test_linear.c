@@ -1,3 +1,4 @@
+/* kernels: all */
 /* linear_*, bias_grad. */
 #include "op/kit.h"
 

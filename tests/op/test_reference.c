@@ -1,3 +1,4 @@
+/* kernels: all */
 /* The loss of LLaVA against a second implementation: plain loops in double over one sample after the
  * other, written from the formulas (doc/mathematics.md), with weights taken by their names. Dropout
  * is drawn from its definition, so its coordinates are checked too. */

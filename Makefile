@@ -89,7 +89,7 @@ TESTS    := $(TESTSRC:%.c=$(BUILD)/%)
 FUZZSRC  := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZERS  := $(FUZZSRC:%.c=$(BUILD)/%)
 # Where libFuzzer brings a main of its own, stored files are not what is run.
-FUZZKIT  := tests/fuzz/target.c $(if $(filter 1,$(FUZZ)),,tests/fuzz/replay.c)
+FUZZKIT  := $(BUILD)/tests/fuzz/target.o $(if $(filter 1,$(FUZZ)),,$(BUILD)/tests/fuzz/replay.o)
 BENCHSRC := $(wildcard tests/bench/bench_*.c)
 BENCHES  := $(BENCHSRC:%.c=$(BUILD)/%)
 SANE     := SANITIZE=$(SANITIZE) BUILD=$(BUILD)
@@ -101,6 +101,7 @@ FAULTS   := $(BUILD)/faults/strata $(BUILD)/faults/list_points
 
 .PHONY: all lib tests fuzzers fuzz faults deps deps-fuzz deps-demo deps-lint check check-kernels check-long demo bench lint format doc install clean help
 .DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
 all: $(BUILD)/strata ## build/strata (the default)
 lib: $(LIB) ## everything but the main program, as a static library
 tests: $(TESTS) $(FUZZERS) $(FAULTS) $(BUILD)/strata ## build every test program
@@ -142,13 +143,14 @@ $(BUILD)/faults/strata: $(MAIN) $(FAULTOBJ)
 	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/faults/list_points: tests/faults/list_points.c $(FAULTOBJ)
 	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -MMD -MP -o $@
-$(BUILD)/tests/%: tests/%.c $(LIB)
+# Compiled apart from linking: a change of the library compiles no test again.
+$(BUILD)/tests/%.o: tests/%.c
 	@mkdir -p $(@D)
-	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) $< $(LIB) -lcmocka $(LDLIBS) -MMD -MP -o $@
-
-$(BUILD)/tests/fuzz/%: tests/fuzz/%.c $(FUZZKIT) tests/fuzz/target.h $(LIB)
-	@mkdir -p $(@D)
-	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $< $(FUZZKIT) $(LIB) $(LDLIBS) -o $@
+	$(call say,CC)OMPI_CC=$(CC) $(MPICC) $(CPPFLAGS) -Itests $(CFLAGS) -MMD -MP -c $< -o $@
+$(TESTS) $(BENCHES): %: %.o $(LIB)
+	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $< $(LIB) -lcmocka $(LDLIBS) -o $@
+$(FUZZERS): %: %.o $(FUZZKIT) $(LIB)
+	$(call say,LD)OMPI_CC=$(CC) $(MPICC) $(CFLAGS) $(LDFLAGS) $< $(FUZZKIT) $(LIB) $(LDLIBS) -o $@
 
 # ---- packages ----------------------------------------------------------------------------------------
 # $(call install_packages,LIST): nothing to do if dpkg knows them all. It runs apt-get update first.
@@ -228,4 +230,4 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
 	@echo "variables       SANITIZE=1 FUZZ_SECONDS=30 V=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 PREFIX=/usr/local"
 
--include $(OBJ:.o=.d) $(FAULTOBJ:.o=.d) $(MAIN:.o=.d) $(TESTS:=.d) $(BENCHES:=.d)
+-include $(OBJ:.o=.d) $(FAULTOBJ:.o=.d) $(MAIN:.o=.d) $(TESTS:=.d) $(BENCHES:=.d) $(FUZZERS:=.d) $(FUZZKIT:.o=.d)

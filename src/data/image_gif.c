@@ -58,18 +58,111 @@ static int find_frame(struct image_scratch *s, GifFileType *gif, int *transparen
                                               : 0;
 }
 
+/* ---- pixels: the codes of LZW. giflib's own decoder takes codes that nothing stands for ---------- */
+
+#define CODES_MAX 4096
+#define CODE_BITS_MAX 12
+
+struct lzw {
+    GifFileType *gif;
+    GifByteType *block; /* its length, then its bytes; NULL: there is no other */
+    int at, n_bits;     /* bytes of the block and bits of `bits` */
+    uint32_t bits;
+    uint16_t prefix[CODES_MAX];
+    uint8_t last[CODES_MAX], string[CODES_MAX + 1]; /* string: backwards */
+};
+/* Where the next pixel goes: rows of an interlaced frame come in four passes. */
+struct place {
+    uint8_t *row, *index;
+    size_t stride;
+    int width, height, x, y, pass;
+    bool interlaced, full;
+};
+
+/* -1: the blocks end. */
+static int next_code(struct lzw *z, int width) {
+    while (z->n_bits < width) {
+        if (z->block != NULL && z->at == z->block[0]) {
+            z->at = 0;
+            if (DGifGetCodeNext(z->gif, &z->block) == GIF_ERROR) z->block = NULL;
+        }
+        if (z->block == NULL) return -1;
+        z->bits |= (uint32_t)z->block[++z->at] << z->n_bits;
+        z->n_bits += 8;
+    }
+    int code = (int)(z->bits & ((1u << width) - 1));
+    z->bits >>= width;
+    z->n_bits -= width;
+    return code;
+}
+
+static void next_row(struct place *p) {
+    static const int first[4] = {0, 4, 2, 1}, step[4] = {8, 8, 4, 2};
+    p->x = 0;
+    p->y += p->interlaced ? step[p->pass] : 1;
+    while (p->y >= p->height && !p->full) {
+        p->full = !p->interlaced || p->pass == 3;
+        if (!p->full) p->y = first[++p->pass];
+    }
+    if (!p->full) p->row = p->index + (size_t)p->y * p->stride;
+}
+
+static void put_string(struct place *p, const uint8_t *backwards, int n) {
+    while (n > 0 && !p->full) {
+        p->row[p->x] = backwards[--n];
+        if (++p->x == p->width) next_row(p);
+    }
+}
+
+/* NULL, or what is wrong. */
+static const char *read_codes(struct lzw *z, int bits, struct place *p) {
+    const int clear = 1 << bits;
+    int width = bits + 1, next = clear + 2, before = -1;
+    uint8_t first = 0;
+    while (!p->full) {
+        int code = next_code(z, width), n = 0;
+        if (code < 0 || code == clear + 1) return "its pixels end early";
+        if (code == clear) {
+            width = bits + 1;
+            next = clear + 2;
+            before = -1;
+            continue;
+        }
+        if (code > (before < 0 ? clear : next)) return "its pixels cannot be decoded";
+        int c = code;
+        if (before >= 0 && code == next) { /* the string before, and its first once more */
+            z->string[n++] = first;
+            c = before;
+        }
+        for (; c >= clear; c = z->prefix[c]) z->string[n++] = z->last[c];
+        z->string[n++] = first = (uint8_t)c;
+        put_string(p, z->string, n);
+        if (before >= 0 && next < CODES_MAX) {
+            z->last[next] = first;
+            z->prefix[next] = (uint16_t)before;
+            if (next == (1 << width) - 1 && width < CODE_BITS_MAX) width++;
+            next++;
+        }
+        before = code;
+    }
+    return NULL;
+}
+
 /* index: of the canvas, whose rows are `stride` bytes apart. */
 static int read_rows(struct image_scratch *s, GifFileType *gif, uint8_t *index, size_t stride) {
-    static const int first[5] = {0, 4, 2, 1, 0}, step[5] = {8, 8, 4, 2, 1};
     const GifImageDesc *frame = &gif->Image;
-    index += (size_t)frame->Top * stride + (size_t)frame->Left;
-    for (int pass = frame->Interlace ? 0 : 4; pass < 5; pass++) {
-        if (pass == 4 && frame->Interlace) break;
-        for (int y = first[pass]; y < frame->Height; y += step[pass])
-            if (DGifGetLine(gif, index + (size_t)y * stride, frame->Width) == GIF_ERROR)
-                return broken(s, gif, "its pixels end early or cannot be decoded");
-    }
-    return 0;
+    struct lzw z = {.gif = gif};
+    struct place p = {.index = index + (size_t)frame->Top * stride + (size_t)frame->Left,
+                      .stride = stride,
+                      .width = frame->Width,
+                      .height = frame->Height,
+                      .interlaced = frame->Interlace};
+    int bits;
+    p.row = p.index;
+    if (DGifGetCode(gif, &bits, &z.block) == GIF_ERROR || bits < 1 || bits > 8)
+        return broken(s, gif, "its pixels cannot be decoded");
+    const char *wrong = read_codes(&z, bits, &p);
+    return wrong != NULL ? broken(s, NULL, wrong) : 0;
 }
 
 /* A palette of greys in their order. */

@@ -4,6 +4,8 @@
 #   tests/bench/compare.sh OLD NEW [ROUNDS [SIZE ...]]     OLD, NEW: programs (build/strata); 5 rounds
 #                                                          of tiny, small and medium
 #   THREADS=1     threads of the one rank
+#   TOGETHER=1    on a machine full of other work: both at one time on the same core, which they share in
+#                 slices of milliseconds; then processor time says which is faster, samples/s nothing
 #
 # A machine that others use too changes its speed from minute to minute, so the two follow each other at
 # once, in the order OLD NEW, then NEW OLD, and only figures of the same round are compared. samples/s is
@@ -35,10 +37,10 @@ run() {
     local dir=$tmp/run.$2 TIMEFORMAT='%U %S' cpu
     rm -rf "$dir"
     # shellcheck disable=SC2086 # several arguments
-    { time "$1" train "tests/bench/$3.ini" "run:run_dir=$dir" "run:threads_per_rank=${THREADS:-1}" \
+    { time ${TOGETHER:+taskset -c 0} "$1" train "tests/bench/$3.ini" "run:run_dir=$dir" "run:threads_per_rank=${THREADS:-1}" \
         "data:data_cache_path=$tmp/cache" "training:train_iters=$4" ${shorter[$3]} logging:log_interval=1000 \
-        >"$tmp/out" 2>"$tmp/err"; } 2>"$tmp/time" || { tail -n 5 "$tmp/err" >&2; return 1; }
-    cpu=$(awk '{ print $1 + $2 }' "$tmp/time")
+        >"$dir.out" 2>"$dir.err"; } 2>"$dir.time" || { tail -n 5 "$dir.err" >&2; return 1; }
+    cpu=$(awk '{ print $1 + $2 }' "$dir.time")
     echo "$(tail -n +3 "$dir/metrics.csv" | cut -d, -f8 | median) $cpu" >>"$tmp/$2.$3"
 }
 
@@ -47,7 +49,12 @@ for size in "${sizes[@]}"; do
     n=${steps[$size]}
     run "$new" warm "$size" 2 || { status=1; continue; } # the index, and the program in memory
     for round in $(seq "$rounds"); do
-        if [ $((round % 2)) = 1 ]; then
+        if [ -n "${TOGETHER:-}" ]; then
+            run "$old" old "$size" "$n" &
+            other=$!
+            run "$new" new "$size" "$n" || status=1
+            wait $other || status=1
+        elif [ $((round % 2)) = 1 ]; then
             run "$old" old "$size" "$n" && run "$new" new "$size" "$n" || status=1
         else
             run "$new" new "$size" "$n" && run "$old" old "$size" "$n" || status=1

@@ -264,6 +264,9 @@ struct config {
  * (EXIT_NO_INPUT: no such file); *out is then NULL. Relative paths, those of overrides too, are
  * resolved against the folder of the job file. No MPI inside. */
 int config_load(const char *path, int n_overrides, char **overrides, struct config **out);
+/* The same for a job file that is made up: `name` stands for it in sentences, and relative paths are
+ * those of `folder` (NULL: the working folder). */
+int config_load_named(const char *path, const char *name, const char *folder, struct config **out);
 void config_free(struct config *cfg);
 
 /* Rules between keys that hold for any number of ranks (called by config_load). */

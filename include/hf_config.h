@@ -9,7 +9,7 @@ struct hf_key {
     char section[16], key[40], value[1024]; /* 64 resolutions of 2 x 5 digits */
 };
 struct hf_keys {
-    struct hf_key key[64];
+    struct hf_key key[128];
     int n;
     char text_model[32];      /* model_type of the language model: "mistral", "llama", "qwen2" */
     char template[32];        /* proposal for conversation_template */

@@ -84,6 +84,15 @@ static int64_t choose_ranks(const struct options *o, const struct config *cfg) {
 
 /* ---- the plan ------------------------------------------------------------------------------------ */
 /* The job file has to say the vocabulary as long as the tokenizer is not there. */
+static bool has_json_alone(const char *model) {
+    const char *slash = strrchr(model, '/');
+    char *path =
+        xasprintf("%.*stokenizer.json", slash != NULL ? (int)(slash - model) + 1 : 0, model);
+    bool there = access(path, F_OK) == 0;
+    free(path);
+    return there;
+}
+
 static int find_vocabulary(struct check_report *r) {
     struct config *c = r->cfg;
     const char *model = c->data.tokenizer_model;
@@ -94,8 +103,12 @@ static int find_vocabulary(struct check_report *r) {
                            "the size of the vocabulary is not known: there is no "
                            "tokenizer_model %s, and [language] vocab_size is not set",
                            model);
-    check_warn(r, "there is no tokenizer_model %s yet; vocab_size = %lld is taken as it is", model,
-               (long long)c->language.vocab_size);
+    check_warn(r, "there is no tokenizer_model %s yet; vocab_size = %lld is taken as it is%s",
+               model, (long long)c->language.vocab_size,
+               has_json_alone(model)
+                   ? ". The tokenizer.json beside it is not what strata reads (SentencePiece): put "
+                     "the tokenizer.model of the base model there"
+                   : "");
     return 0;
 }
 

@@ -1,6 +1,5 @@
 /* What import and export share: the model of a job file without its memory, files that are copied. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -10,30 +9,18 @@
 
 #define COPY_MAX ((size_t)256 << 20)
 
-/* A file that has no name any more once config_load has read it. */
-static int open_text(const char *folder, char **path) {
-    *path = NULL;
-    if (folder == NULL) {
-        int fd = memfd_create("job", MFD_CLOEXEC);
-        if (fd >= 0) *path = xasprintf("/proc/self/fd/%d", fd);
-        return fd;
-    }
-    *path = xasprintf("%s/.job-%ld-%d.ini", folder, (long)getpid(), comm_world_rank());
-    return open(*path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-}
-
+/* The text becomes a file without a name, which config reads under the name that is given here. */
 static int load_text(const char *name, const char *folder, const char *text, struct config **out) {
-    char *path;
-    int fd = open_text(folder, &path), rc = 0;
+    int fd = memfd_create("job", MFD_CLOEXEC), rc = 0;
+    char *path = xasprintf("/proc/self/fd/%d", fd), *shown = xasprintf("job file for %s", name);
     size_t n = strlen(text);
     if (fd < 0 || write(fd, text, n) != (ssize_t)n)
         rc = error_raise(EXIT_CANT_CREATE, "%s: no room for the job file: %s", name,
                          strerror(errno));
-    if (!rc) rc = config_load(path, 0, NULL, out);
-    if (rc) error_note(rc, "in the job file made of %s", name);
+    if (!rc) rc = config_load_named(path, shown, folder, out);
     if (fd >= 0) close(fd);
-    if (fd >= 0 && folder != NULL) unlink(path);
     free(path);
+    free(shown);
     return rc;
 }
 

@@ -25,8 +25,8 @@ struct import {
     struct hf_model model;
     struct hf_map map;
     struct grid *grid;
-    bool first_rank;
-    float *first_values; /* of what no source has, tensor after tensor */
+    bool first_rank, made; /* made: the folder `to` was not there before */
+    float *first_values;   /* of what no source has, tensor after tensor */
 };
 enum { LANGUAGE, VISION, PROJECTOR };
 
@@ -108,6 +108,11 @@ static int read_keys(struct import *m) {
         hf_keys_set(&m->keys, "projector", "projector_hidden_size", "%s",
                     hf_keys_get(&m->keys, "language", "hidden_size"));
     }
+    if (m->n_overrides > 48)
+        return error_raise(EXIT_USAGE,
+                           "%d overrides: at most 48 are taken, write the others into the "
+                           "job file that import makes",
+                           m->n_overrides);
     for (int i = 0; i < m->n_overrides; i++) {
         char section[16], key[40];
         const char *text = m->override[i];
@@ -148,7 +153,6 @@ static const struct {
     {"data", "data_format", "llava_json"},
     {"data", "data_path", "train.json"},
     {"data", "image_folder", "images"},
-    {"data", "conversation_template", "v1"},
     {"data", "image_aspect_ratio", "pad"},
     {"data", "tokenizer_type", "Llama2Tokenizer"},
     {"data", "tokenizer_model", HF_TOKENIZER_FOLDER "/tokenizer.model"},
@@ -157,11 +161,27 @@ static const struct {
     {"checkpoint", "pretrained_checkpoint", "."},
 };
 
+/* The recipe's line would contradict one that was given. */
+static bool is_replaced(const struct hf_keys *k, const char *key) {
+    static const char *const pair[][2] = {{"lr_warmup_fraction", "lr_warmup_iters"},
+                                          {"lr_warmup_fraction", "lr_warmup_samples"},
+                                          {"train_iters", "train_samples"},
+                                          {"pretrained_checkpoint", "load"}};
+    static const char *const section[] = {"optimizer", "optimizer", "training", "checkpoint"};
+    for (size_t i = 0; i < sizeof pair / sizeof *pair; i++)
+        if (strcmp(key, pair[i][0]) == 0 && hf_keys_get(k, section[i], pair[i][1]) != NULL)
+            return true;
+    return false;
+}
+
 static void add_recipe(struct hf_keys *k) {
+    if (hf_keys_get(k, "data", "conversation_template") == NULL)
+        hf_keys_set(k, "data", "conversation_template", "%s", k->template);
     if (has_tiles(k) && hf_keys_get(k, "language", "decoder_seq_length") == NULL)
         hf_keys_set(k, "language", "decoder_seq_length", "4096"); /* LLaVA-1.6's */
     for (size_t i = 0; i < sizeof recipe / sizeof *recipe; i++)
-        if (hf_keys_get(k, recipe[i].section, recipe[i].key) == NULL)
+        if (hf_keys_get(k, recipe[i].section, recipe[i].key) == NULL &&
+            !is_replaced(k, recipe[i].key))
             hf_keys_set(k, recipe[i].section, recipe[i].key, "%s", recipe[i].value);
 }
 
@@ -227,6 +247,26 @@ static void report_part(const struct import *m, enum param_group group, const ch
     printf("\n");
 }
 
+/* Whether training and evaluation will find a tokenizer; strata reads SentencePiece models alone. */
+static void warn_tokenizer(const struct import *m) {
+    static const char *const file[] = {"tokenizer.model", "tokenizer.json", "tekken.json"};
+    bool there[3];
+    const char *given = hf_keys_get(&m->keys, "data", "tokenizer_model");
+    for (int i = 0; i < 3; i++) {
+        char *path = xasprintf("%s/%s", m->from[LANGUAGE], file[i]);
+        there[i] = access(path, F_OK) == 0;
+        free(path);
+    }
+    if (there[0] || (given != NULL && strcmp(given, HF_TOKENIZER_FOLDER "/tokenizer.model") != 0))
+        return;
+    log_warn("%s has %s%s, which is what strata reads (SentencePiece): the model is imported, but "
+             "train, eval and generate stop without one; put the tokenizer.model of the base model "
+             "into %s, or name it with data:tokenizer_model=",
+             m->from[LANGUAGE], there[1] || there[2] ? file[there[1] ? 1 : 2] : "no tokenizer",
+             there[1] || there[2] ? ", but no tokenizer.model" : ": no tokenizer.model",
+             m->to != NULL ? HF_TOKENIZER_FOLDER "/ of the new folder" : "its tokenizer folder");
+}
+
 static void report(const struct import *m) {
     const struct stack *s = &m->model.stack;
     printf("model: %d layers (%d vision + %d projector + %d language), %lld parameters\n",
@@ -243,7 +283,13 @@ static void report(const struct import *m) {
     if (m->map.newline)
         printf("note: the source was trained on images of several tiles; the job file says one an "
                "image\n");
+    if (m->keys.tied)
+        printf(
+            "note: tie_word_embeddings is true: the output head is imported as a copy of the token "
+            "embedding,\n      the same model, but training changes each by itself; transformers "
+            "would change both as one\n");
     fflush(stdout);
+    warn_tokenizer(m);
 }
 
 /* ---- first values of what no source has: those that train would give it --------------------------------------- */
@@ -346,8 +392,6 @@ static int copy_companions(const struct import *m) {
     if (!rc) rc = hf_copy_tokenizer(m->from[LANGUAGE], folder, &n);
     if (!rc) rc = hf_carry_source(m->from[LANGUAGE], m->from[VISION], folder);
     if (!rc) printf("tokenizer: %d files copied\n", n);
-    if (!rc && n == 0)
-        log_warn("%s has no tokenizer: put tokenizer.model into %s", m->from[LANGUAGE], folder);
     free(folder);
     return rc;
 }
@@ -364,8 +408,10 @@ static int write_all(struct import *m) {
     return rc;
 }
 
-static int make_folder(const struct import *m) {
-    return m->first_rank ? hf_make_folder(m->to, "iter_0000000") : 0;
+static int make_folder(struct import *m) {
+    if (!m->first_rank) return 0;
+    m->made = access(m->to, F_OK) != 0;
+    return hf_make_folder(m->to, "iter_0000000");
 }
 
 static int import_model(struct import *m, int argc, char **argv) {
@@ -394,6 +440,7 @@ static int import_model(struct import *m, int argc, char **argv) {
 static int import(int argc, char **argv) {
     struct import m = {0};
     int rc = import_model(&m, argc, argv);
+    if (rc && m.made) rmdir(m.to); /* which fails, as it should, once something is in it */
     grid_destroy(m.grid);
     hf_map_free(&m.map);
     hf_model_free(&m.model);

@@ -60,8 +60,8 @@ struct config_entries {
     struct config_entry *e;
     char sha256[65]; /* of the file */
 };
-/* Reads and checks the raw file; faults are recorded and what is readable is returned. */
-int config_scan(const char *path, struct config_entries *entries);
+/* Reads and checks the raw file, which sentences call `name`; faults are recorded and what is readable is returned. */
+int config_scan(const char *path, const char *name, struct config_entries *entries);
 void config_entries_free(struct config_entries *entries);
 
 enum config_origin { ORIGIN_DEFAULT, ORIGIN_DERIVED, ORIGIN_FILE, ORIGIN_ARGUMENT };

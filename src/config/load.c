@@ -6,16 +6,16 @@
 
 #include "config_impl.h"
 
-static struct config *create(const char *path) {
+static struct config *create(const char *path, const char *in) {
     struct config *cfg = xcalloc(1, sizeof *cfg);
     struct config_source *s = xcalloc(1, sizeof *s);
     cfg->source = s;
     s->path = xstrdup(path);
     s->place = xcalloc((size_t)config_n_keys, sizeof *s->place);
-    char *real = realpath(path, NULL);
+    char *real = realpath(in != NULL ? in : path, NULL);
     s->folder = real != NULL ? real : xstrdup(".");
     char *slash = strrchr(s->folder, '/');
-    if (slash != NULL) *slash = '\0';
+    if (slash != NULL && in == NULL) *slash = '\0';
     for (int k = 0; k < config_n_keys; k++) config_set_default(cfg, k);
     return cfg;
 }
@@ -127,28 +127,66 @@ static void apply_argument(struct config *cfg, const char *argument) {
     free(copy);
 }
 
-static int read_all(struct config *cfg, int n_overrides, char **overrides) {
+/* Keys that exclude each other: one that an argument gives takes the place of those of the file, which
+ * no argument could take away. */
+static void let_arguments_win(struct config *cfg) {
+    static const struct {
+        int group;
+        const char *section, *key;
+    } one_of[] = {{0, "optimizer", "lr_warmup_fraction"},    {0, "optimizer", "lr_warmup_iters"},
+                  {0, "optimizer", "lr_warmup_samples"},     {1, "training", "train_iters"},
+                  {1, "training", "train_samples"},          {2, "checkpoint", "load"},
+                  {2, "checkpoint", "pretrained_checkpoint"}};
+    const size_t n = sizeof one_of / sizeof *one_of;
+    for (size_t i = 0; i < n; i++) {
+        int winner = config_find(one_of[i].section, one_of[i].key);
+        if (cfg->source->place[winner].origin != ORIGIN_ARGUMENT) continue;
+        for (size_t j = 0; j < n; j++) {
+            int k = config_find(one_of[j].section, one_of[j].key);
+            if (one_of[j].group != one_of[i].group || cfg->source->place[k].origin != ORIGIN_FILE)
+                continue;
+            char *place = config_place_text(cfg, k);
+            log_info("argument \"%s\" takes the place of %s: [%s] %s",
+                     cfg->source->place[winner].argument, place, one_of[j].section, one_of[j].key);
+            free(place);
+            config_set_unset(cfg, k);
+            config_set_default(cfg, k);
+            cfg->source->place[k] = (struct config_place){.origin = ORIGIN_DEFAULT};
+        }
+    }
+}
+
+static int read_all(struct config *cfg, const char *path, int n_overrides, char **overrides) {
     struct config_entries entries;
-    int rc = config_scan(cfg->source->path, &entries);
+    int rc = config_scan(path, cfg->source->path, &entries);
     if (rc != 0 && rc != EXIT_USAGE) return rc;
     memcpy(cfg->source->sha256, entries.sha256, sizeof entries.sha256);
     for (int i = 0; i < entries.n; i++) apply_entry(cfg, &entries.e[i]);
     config_entries_free(&entries);
     for (int i = 0; i < n_overrides; i++) apply_argument(cfg, overrides[i]);
+    let_arguments_win(cfg);
     config_derive(cfg);
     config_check_rules(cfg);
     return 0;
 }
 
-int config_load(const char *path, int n_overrides, char **overrides, struct config **out) {
+static int load(struct config *cfg, const char *path, int n_overrides, char **overrides,
+                struct config **out) {
     *out = NULL;
     int n_before = error_count();
-    struct config *cfg = create(path);
-    int rc = read_all(cfg, n_overrides, overrides);
+    int rc = read_all(cfg, path, n_overrides, overrides);
     if (rc == 0 && error_count() > n_before) rc = EXIT_USAGE;
     if (rc == 0)
         *out = cfg;
     else
         config_free(cfg);
     return rc;
+}
+
+int config_load(const char *path, int n_overrides, char **overrides, struct config **out) {
+    return load(create(path, NULL), path, n_overrides, overrides, out);
+}
+
+int config_load_named(const char *path, const char *name, const char *folder, struct config **out) {
+    return load(create(name, folder != NULL ? folder : "."), path, 0, NULL, out);
 }

@@ -176,8 +176,8 @@ static void scan_text(struct scan *s, char *text, size_t bytes) {
 }
 
 /* Both readings of a sound file must agree. */
-static void compare_split(struct scan *s) {
-    dictionary *d = iniparser_load(s->path);
+static void compare_split(struct scan *s, const char *path) {
+    dictionary *d = iniparser_load(path);
     if (d == NULL) {
         error_raise(EXIT_USAGE, "%s: iniparser cannot split this file", s->path);
         return;
@@ -195,12 +195,12 @@ static void compare_split(struct scan *s) {
     iniparser_freedict(d);
 }
 
-int config_scan(const char *path, struct config_entries *entries) {
+int config_scan(const char *path, const char *name, struct config_entries *entries) {
     char *text;
     size_t bytes;
     *entries = (struct config_entries){0};
     TRY(file_read(path, FILE_MAX_BYTES, &text, &bytes));
-    struct scan s = {.path = path, .entries = entries};
+    struct scan s = {.path = name, .entries = entries};
     struct sha256 hash;
     sha256_begin(&hash);
     sha256_add(&hash, text, bytes);
@@ -208,10 +208,10 @@ int config_scan(const char *path, struct config_entries *entries) {
     char why[ENCODING_WHY_BYTES];
     s.faulty = encoding_is_foreign(text, bytes, why);
     if (s.faulty)
-        error_raise(EXIT_USAGE, "%s:1: the file %s", path, why);
+        error_raise(EXIT_USAGE, "%s:1: the file %s", name, why);
     else
         scan_text(&s, text, bytes);
-    if (!s.faulty) compare_split(&s);
+    if (!s.faulty) compare_split(&s, path);
     free(s.section);
     free(text);
     return s.faulty ? EXIT_USAGE : 0;

@@ -362,7 +362,7 @@ int hf_model_keys(const struct hf_folder *language, const struct hf_folder *visi
     int rc[6] = {read_language(language, out)};
     if (out->text_model[0] == 0) return rc[0]; /* an unknown model: no more to say */
     rc[1] = read_vision(vision, out);
-    if (!rc[1]) rc[2] = hf_processor_keys(vision, out);
+    rc[2] = hf_processor_keys(vision, out);
     rc[3] = hf_tokenizer_check(language);
     if (projector->files != NULL) rc[4] = projector_keys(projector->files, out);
     if (!rc[4]) rc[5] = check_bias(language, out);

@@ -88,8 +88,8 @@ static void preprocessor_keys(struct hf_reader *r, struct hf_keys *k) {
     hf_read_check_keys(r, HF_OBJECT_PREPROCESSOR);
     channel_keys(r, "image_mean", clip_mean, k);
     channel_keys(r, "image_std", clip_std, k);
-    edge_is(r, "size", "shortest_edge", false, edge);
-    edge_is(r, "crop_size", NULL, true, edge);
+    if (edge > 0) edge_is(r, "size", "shortest_edge", false, edge);
+    if (edge > 0) edge_is(r, "crop_size", NULL, true, edge);
     class_keys(r, k);
     if (tiles == NULL || hf_read_member(r, "image_grid_pinpoints") == NULL) return;
     hf_pinpoint_keys(r, true, &mine);
@@ -102,7 +102,7 @@ static void processor_keys(struct hf_reader *r, struct hf_keys *k) {
     struct hf_reader image = hf_read_below(r, "image_processor", "image_processor.");
     hf_read_check_keys(r, HF_OBJECT_PROCESSOR);
     int64_t patch = vision_size(k, "patch_dim");
-    if (hf_read_integer(r, "patch_size", patch) != patch)
+    if (patch > 0 && hf_read_integer(r, "patch_size", patch) != patch)
         hf_read_refuse(r, "patch_size", "is not the tower's %lld", (long long)patch);
     if (image.v != NULL) preprocessor_keys(&image, k);
     if (image.rc) r->rc = image.rc;

@@ -3,12 +3,17 @@
 /* Against Hugging Face transformers: the tiny models of tests/golden/hf/values, whose losses,
  * logits, gradients and greedy tokens transformers computed in fp64 (make_hf.py there). Loss,
  * log-probabilities and logits agree within 1e-5, every gradient within 1e-4, greedy tokens exactly;
- * on one rank and cut over tensor and pipeline ranks. */
+ * on one rank and cut over tensor and pipeline ranks. Those of odd/ (make_odd.py) have the weights of
+ * llama_last_full and are built from their config.json, as an import would. */
+#include <unistd.h>
+
 #include "data.h"
+#include "hf_config.h"
 #include "model_kit.h"
 #include "safetensors.h"
 
-#define GOLDEN "tests/golden/hf/values/"
+#define GOLDEN "tests/golden/hf/"
+#define ODD_WEIGHTS "values/llama_last_full"
 #define VOCAB 97
 #define IMAGE_ID 5
 #define MOST_ROWS 256
@@ -62,8 +67,13 @@ struct golden {
     struct kit_map *map;                               /* of each image; NULL: one tile */
     float *pixels, *logits;
     double *loss;
-    struct safetensors *weights, *gradients;
+    struct safetensors *weights, *gradients; /* gradients: NULL for those of odd/ */
+    struct safetensors *extra;               /* weights that come before those, or NULL */
 };
+
+static bool is_odd(const char *model) {
+    return strncmp(model, "odd/", 4) == 0;
+}
 
 /* Resolutions of mistral_next, tiles of 21 x 21 pixels; its config.json has height before width. */
 #define NEXT_EDGE 21
@@ -95,19 +105,25 @@ static struct kit_map *read_maps(const struct safetensors *s) {
 
 static struct golden golden_open(const char *model) {
     struct golden g = {.name = model};
-    struct safetensors *s = open_file(model, "expected");
+    bool odd = is_odd(model);
+    const char *base = odd ? ODD_WEIGHTS : model;
+    struct safetensors *s = open_file(base, "expected"), *own = open_file(model, "expected");
     g.ids = read_raw(s, "ids", &g.n_ids);
     g.labels = read_raw(s, "labels", &g.n_ids);
     g.lengths = read_raw(s, "lengths", &g.n_samples);
     g.images = read_raw(s, "images", &g.n_samples);
-    g.greedy = read_raw(s, "greedy", &g.n_greedy);
-    g.loss = read_raw(s, "loss", &g.n_loss);
+    g.greedy = read_raw(own, "greedy", &g.n_greedy);
+    g.loss = read_raw(own, "loss", &g.n_loss);
     g.pixels = read_floats(s, "pixels", &g.n_pixels);
     g.map = read_maps(s);
-    g.logits = read_floats(s, "logits", &g.n_logits);
+    g.logits = read_floats(own, "logits", &g.n_logits);
     safetensors_close(s);
-    g.weights = open_file(model, "model");
-    g.gradients = open_file(model, "gradients");
+    safetensors_close(own);
+    g.weights = open_file(base, "model");
+    char path[256];
+    snprintf(path, sizeof path, GOLDEN "%s/extra.safetensors", model);
+    if (!odd) g.gradients = open_file(model, "gradients");
+    if (access(path, F_OK) == 0) g.extra = open_file(model, "extra");
     return g;
 }
 
@@ -122,12 +138,51 @@ static void golden_close(struct golden *g) {
     free(g->pixels);
     free(g->logits);
     safetensors_close(g->weights);
-    safetensors_close(g->gradients);
+    if (g->gradients != NULL) safetensors_close(g->gradients);
+    if (g->extra != NULL) safetensors_close(g->extra);
 }
 
 /* ---- the same model here ---------------------------------------------------------------------------- */
+static void load_job(const struct hf_keys *keys, struct config *out) {
+    static const char *const section[] = {"vision", "projector", "language"};
+    char path[] = "/tmp/strata_golden_XXXXXX";
+    int fd = mkstemp(path);
+    FILE *to = fd >= 0 ? fdopen(fd, "w") : NULL;
+    struct config *cfg;
+    CHECK(to != NULL, "no file %s", path);
+    fprintf(
+        to,
+        "[run]\nfamily = llava\nrun_dir = .\n[training]\nmicro_batch_size = 1\ntrain_iters = 1\n"
+        "[optimizer]\nlr = 1\n[data]\ndata_format = mock\n[language]\ndecoder_seq_length = %d\n",
+        MOST_ROWS);
+    for (int s = 0; s < 3; s++)
+        for (int i = 0; i < keys->n; i++)
+            if (strcmp(keys->key[i].section, section[s]) == 0 && keys->key[i].value[0] != 0)
+                fprintf(to, "[%s]\n%s = %s\n", section[s], keys->key[i].key, keys->key[i].value);
+    fclose(to);
+    if (config_load(path, 0, NULL, &cfg) != 0) error_exit();
+    unlink(path);
+    *out = *cfg; /* its texts stay until the end of the program */
+}
+
+/* The job that an import of odd/NAME writes. */
+static struct config odd_config(const char *model) {
+    struct safetensors *files = open_file(ODD_WEIGHTS, "model");
+    char path[256];
+    struct hf_keys keys;
+    struct config c;
+    snprintf(path, sizeof path, GOLDEN "%s", model);
+    struct hf_folder folder = {path, files};
+    if (hf_model_keys(&folder, &folder, &folder, &keys) != 0) error_exit();
+    CHECK(keys.tied == (strcmp(model, "odd/tied") == 0), "%s: tied is %d", model, keys.tied);
+    load_job(&keys, &c);
+    safetensors_close(files);
+    return c;
+}
+
 static struct config model_config(const char *model) {
-    bool last = strcmp(model, "llama_last_full") == 0;
+    if (is_odd(model)) return odd_config(model);
+    bool last = strcmp(model, "values/llama_last_full") == 0;
     struct config c = kit_config();
     c.vision.num_layers = 3;
     c.vision.hidden_size = 24;
@@ -147,7 +202,7 @@ static struct config model_config(const char *model) {
     c.language.rotary_base = last ? 1e6 : 1e4;
     c.language.vocab_size = VOCAB;
     c.language.decoder_seq_length = MOST_ROWS;
-    if (strcmp(model, "mistral_next") != 0) return c;
+    if (strcmp(model, "values/mistral_next") != 0) return c;
     c.vision.img_h = c.vision.img_w = NEXT_EDGE;
     c.data.image_aspect_ratio = IMAGE_ASPECT_ANYRES;
     c.data.image_grid_pinpoints = (struct config_list){8, next_list};
@@ -230,9 +285,14 @@ static float *my_part(const struct safetensors *s, const struct param *q) {
 }
 
 static void load_weights(struct kit_rank *k, const struct golden *g) {
+    bool tied = strcmp(g->name, "odd/tied") == 0;
     for (int i = 0; i < k->st.params.n; i++) {
-        struct param *q = &k->st.params.param[i];
-        float *mine = my_part(g->weights, q);
+        struct param *q = &k->st.params.param[i], named = *q;
+        bool extra = g->extra != NULL && safetensors_find(g->extra, q->hf_name) != NULL;
+        if (tied && strcmp(q->hf_name, "language_model.lm_head.weight") == 0)
+            snprintf(named.hf_name, sizeof named.hf_name,
+                     "language_model.model.embed_tokens.weight");
+        float *mine = my_part(extra ? g->extra : g->weights, &named);
         k->be->ops->upload(k->be, q->w.data, mine, (size_t)param_local_count(q) * sizeof *mine);
         free(mine);
     }
@@ -387,7 +447,7 @@ static void test_layout(const struct golden *g, const char *what, int T, int P, 
     double targets = (double)batch[0].mb.targets, loss = run(&k, &batch[0], true) / targets;
     verdict(fabs(loss - g->loss[0]) <= 1e-5 * fabs(g->loss[0]), g->name, what, "loss");
     /* Under sequence parallelism replicated gradients are partial until the update sums them. */
-    if (!rows)
+    if (!rows && g->gradients != NULL)
         verdict(gradient_difference(&k, g, targets) <= 1e-4, g->name, what, "every gradient");
     verdict(probability_difference(&k, &s, g) <= 1e-5, g->name, what, "log-probabilities");
     verdict(logits_difference(&k, &batch[1], g) <= 1e-5, g->name, what, "logits of every row");
@@ -424,9 +484,22 @@ static void test_model(const char *model) {
 
 int main(int argc, char **argv) {
     if (comm_init(&argc, &argv) != 0) error_exit();
-    test_model("mistral_last_but_one");
-    test_model("llama_last_full");
-    test_model("mistral_next");
+    static const char *const model[] = {"values/mistral_last_but_one",
+                                        "values/llama_last_full",
+                                        "values/mistral_next",
+                                        "odd/linear_new",
+                                        "odd/linear_old",
+                                        "odd/theta_inside",
+                                        "odd/llama3",
+                                        "odd/yarn",
+                                        "odd/yarn_factor",
+                                        "odd/yarn_mscale",
+                                        "odd/biases",
+                                        "odd/qwen2",
+                                        "odd/tied",
+                                        "odd/groups_null",
+                                        "odd/groups_absent"};
+    for (size_t i = 0; i < sizeof model / sizeof *model; i++) test_model(model[i]);
     comm_finalize();
     return failures != 0;
 }

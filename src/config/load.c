@@ -146,7 +146,7 @@ static void let_arguments_win(struct config *cfg) {
             if (one_of[j].group != one_of[i].group || cfg->source->place[k].origin != ORIGIN_FILE)
                 continue;
             char *place = config_place_text(cfg, k);
-            log_info("argument \"%s\" takes the place of %s: [%s] %s",
+            log_warn("argument \"%s\" takes the place of %s: [%s] %s",
                      cfg->source->place[winner].argument, place, one_of[j].section, one_of[j].key);
             free(place);
             config_set_unset(cfg, k);

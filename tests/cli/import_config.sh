@@ -1,5 +1,6 @@
 # What the JSON files of a foreign folder say is read, or refused by name: each key of each file; the
 # proposals that import makes of them. Models: tests/golden/hf (odd/ was made by make_odd.py there).
+# timeout: 400
 . "$(dirname "$0")/cli.inc"
 
 golden=tests/golden/hf

@@ -344,7 +344,9 @@ static void test_rules(void **state) {
          "projector:freeze_vision_projection=1");
     WITH(0, "even whole number", "language:rotary_percent=0.01");
     WITH(0, "rope or none", "language:position_embedding_type=learned_absolute");
-    WITH(0, "one of them", "training:train_samples=5");
+    /* An argument takes the place of the key of the file that it excludes; two arguments do not. */
+    WITH(1, NULL, "training:train_samples=5");
+    WITH(0, "one of them", "training:train_samples=5", "training:train_iters=5");
     WITH(0, "use the _iters key", "optimizer:lr_warmup_samples=5");
     WITH(0, "must not exceed lr", "optimizer:min_lr=1");
     WITH(0, "shorter than the decay", "optimizer:lr_warmup_iters=100");
@@ -493,6 +495,25 @@ static void test_reals_are_exact(void **state) {
     config_free(cfg);
 }
 
+/* No argument could take a key of the file away: it takes the place of those that exclude it. */
+static void test_argument_wins(void **state) {
+    (void)state;
+    write_job("", "",
+              "[optimizer]\nlr_warmup_fraction = 0.1\n[checkpoint]\npretrained_checkpoint = a");
+    char *steps = "optimizer:lr_warmup_iters=7", *load_from = "checkpoint:load=b";
+    struct config *cfg = load(0, NULL);
+    assert_non_null(cfg);
+    assert_int_equal(cfg->derived.lr_warmup, 10);
+    config_free(cfg);
+    cfg = load(2, (char *[]){steps, load_from});
+    assert_non_null(cfg);
+    assert_int_equal(cfg->derived.lr_warmup, 7);
+    assert_false(config_given(cfg, &cfg->optimizer.lr_warmup_fraction));
+    assert_null(cfg->checkpoint.pretrained_checkpoint);
+    assert_non_null(strstr(cfg->checkpoint.load, "/b"));
+    config_free(cfg);
+}
+
 static void test_used_ini_with_samples(void **state) {
     (void)state;
     write_job("training", "train_iters", "[training]\ntrain_samples = 1003");
@@ -607,6 +628,7 @@ int main(void) {
         cmocka_unit_test(test_errors_come_together),
         cmocka_unit_test(test_used_ini_round_trip),
         cmocka_unit_test(test_reals_are_exact),
+        cmocka_unit_test(test_argument_wins),
         cmocka_unit_test(test_used_ini_with_samples),
         cmocka_unit_test(test_trainable),
         cmocka_unit_test(test_printed_tables),

@@ -259,12 +259,16 @@ static void warn_tokenizer(const struct import *m) {
     }
     if (there[0] || (given != NULL && strcmp(given, HF_TOKENIZER_FOLDER "/tokenizer.model") != 0))
         return;
-    log_warn("%s has %s%s, which is what strata reads (SentencePiece): the model is imported, but "
-             "train, eval and generate stop without one; put the tokenizer.model of the base model "
-             "into %s, or name it with data:tokenizer_model=",
-             m->from[LANGUAGE], there[1] || there[2] ? file[there[1] ? 1 : 2] : "no tokenizer",
-             there[1] || there[2] ? ", but no tokenizer.model" : ": no tokenizer.model",
-             m->to != NULL ? HF_TOKENIZER_FOLDER "/ of the new folder" : "its tokenizer folder");
+    log_warn(
+        "%s has %s%sno tokenizer.model, which is what strata reads (SentencePiece): the model is "
+        "imported, but train, eval and generate stop without one; put the tokenizer.model of the "
+        "base model into %s, or name it with data:tokenizer_model=",
+        m->from[LANGUAGE],
+        there[1]   ? file[1]
+        : there[2] ? file[2]
+                   : "",
+        there[1] || there[2] ? ", but " : "",
+        m->to != NULL ? HF_TOKENIZER_FOLDER "/ of the new folder" : "its tokenizer folder");
 }
 
 static void report(const struct import *m) {

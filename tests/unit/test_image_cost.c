@@ -308,11 +308,11 @@ static void test_png_chunks(void **state) {
 static void test_jpeg(void **state) {
     (void)state;
     struct file f = {0};
-    put_jpeg(&f, 1800, 499, 2);
+    put_jpeg(&f, 1150, 499, 2);
     judge(&f, ASPECT_SQUARE, "scans", false);
     put_jpeg(&f, 200, 499, 2);
     judge(&f, ASPECT_SQUARE, "scans are missing", false);
-    put_jpeg(&f, 800, 379, 1);
+    put_jpeg(&f, 400, 379, 1);
     judge(&f, ASPECT_SQUARE, NULL, false);
     put_jpeg(&f, 5792, 1, 0);
     judge(&f, ASPECT_SQUARE, NULL, false);
@@ -342,7 +342,7 @@ static void test_gif(void **state) {
     judge(&f, ASPECT_PAD, "of memory, allowed for a file of that size", true);
     put_gif(&f, 4, 4, 100000);
     judge(&f, ASPECT_PAD, NULL, false);
-    put_gif(&f, 4000, 4000, 1);
+    put_gif(&f, 3000, 3000, 1);
     judge(&f, ASPECT_PAD, NULL, false);
 }
 

@@ -69,7 +69,7 @@ int main(int argc, char **argv) {
     LLVMFuzzerInitialize(&argc, &argv);
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "--slow") == 0)
-            slow = true;
+            slow = true, fuzz_patience = 10;
         else
             replay(argv[i]);
     if (n_files == 0 || n_costly > 0)

@@ -42,9 +42,9 @@ run_one() { # NAME
     mkdir -p "$build/corpus/$name" "$build/findings" "$build/logs"
     [ -z "$(note "$name" leaks)" ] || options+=("-detect_leaks=0")
     "$build/tests/fuzz/fuzz_$name" "$build/corpus/$name" "tests/fuzz/corpus/$name" "$build/seeds/$name" \
-        "-dict=$build/seeds/$name.dict" "-max_total_time=$seconds" "-max_len=$(note "$name" max_len)" -rss_limit_mb=512 -timeout=2 \
+        "-dict=$build/seeds/$name.dict" "-max_total_time=$seconds" "-max_len=$(note "$name" max_len)" -rss_limit_mb=512 -timeout=60 \
         "-artifact_prefix=$build/findings/$name-" -print_final_stats=1 -close_fd_mask=2 \
-        -report_slow_units=2 -entropic_scale_per_exec_time=1 "${options[@]}" >"$build/logs/$name.log" 2>&1
+        -report_slow_units=60 -entropic_scale_per_exec_time=1 "${options[@]}" >"$build/logs/$name.log" 2>&1
     echo $? >"$build/logs/$name.code"
 }
 

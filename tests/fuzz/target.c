@@ -5,18 +5,23 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "data.h"
 
 #define FILES_MAX 16
+#define SECONDS_MAX (fuzz_patience * 2.0)
 #define FILE_SIZE_MAX ((size_t)1 << 20)
+
+double fuzz_patience = 1;
 
 static char folder[300];
 static char made[FILES_MAX][420];
 static int n_made;
 static pid_t owner;
-static FILE *report; /* libFuzzer closes stderr, where the parsers' warnings go */
+static clock_t judged; /* processor time at the end of the last input */
+static FILE *report;   /* libFuzzer closes stderr, where the parsers' warnings go */
 
 /* A finding, as a signal is one. */
 static void on_error_exit(int code) {
@@ -55,6 +60,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     atexit(remove_folder);
     error_set_abort(on_error_exit);
     log_to(nowhere);
+    judged = clock();
     return 0;
 }
 
@@ -77,8 +83,11 @@ void fuzz_judge(int rc) {
     fuzz_expect((rc != 0) == (error_count() > 0), "exit code and sentences do not agree");
     fuzz_expect(rc != EXIT_INTERNAL && error_code() != EXIT_INTERNAL, "exit code 70");
     fuzz_expect(rc >= 0 && rc <= 255, "no exit code");
+    /* Of the processor, not of the clock: a busy machine is no finding. */
+    fuzz_expect((double)(clock() - judged) <= SECONDS_MAX * CLOCKS_PER_SEC, "more than 2 s");
     error_clear();
     remove_files();
+    judged = clock();
 }
 
 /* ---- inputs of several parts ------------------------------------------------------------------- */

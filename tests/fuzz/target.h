@@ -22,6 +22,9 @@ const char *fuzz_folder(void);
  * valid until fuzz_judge, which removes all files made since the last one. */
 const char *fuzz_file(const char *name, const void *data, size_t bytes, size_t size);
 
+/* How many times 2 s an input may take: more where gcc's sanitizers are slow. */
+extern double fuzz_patience;
+
 /* Ends each input: an error is an exit code other than 0 and 70 with a sentence, and without an
  * error there is no sentence. Empties the error trace. */
 void fuzz_judge(int rc);

@@ -186,7 +186,9 @@ static int read_header(struct safetensors *s, const struct safetensors_file *f) 
     rc = take_tensors(s, f->name, root, data, f->bytes);
     json_free(root);
     TRY(rc);
-    return check_places(f->name, s->tensor + before, s->n - before, data, f->bytes);
+    /* Without any tensor there is no array yet. */
+    return check_places(f->name, s->n > before ? s->tensor + before : NULL, s->n - before, data,
+                        f->bytes);
 }
 
 int safetensors_add_file(struct safetensors *s, int folder_fd, const char *name,

@@ -176,24 +176,49 @@ static const struct safetensor *find_canonical(const struct safetensors *s, cons
 
 /* CLIP's heads are 64 wide; all else is in the shapes. */
 #define TOWER "vision_tower.vision_model."
+#define TOWER_SIZE_MAX                                                                             \
+    ((int64_t)1 << 24) /* so that an edge, in patches, times a patch's is a number */
+
+/* Layers from 0 on without a gap, found in one pass over the tensors. */
+static int64_t tower_layers(const struct safetensors *s) {
+    int64_t n = safetensors_count(s), layers = 0;
+    bool *there = xcalloc((size_t)n + 1, sizeof *there);
+    for (int64_t i = 0; i < n; i++) {
+        static const char format[] = TOWER "encoder.layers.%lld.mlp.fc1.weight";
+        struct hf_name name;
+        char again[96];
+        long long at;
+        if (hf_canonical(safetensors_at(s, i)->name, &name) != HF_WEIGHT ||
+            sscanf(name.name[0], format, &at) != 1 || at < 0 || at >= n)
+            continue;
+        snprintf(again, sizeof again, format, at);
+        if (strcmp(again, name.name[0]) == 0) there[at] = true;
+    }
+    while (there[layers]) layers++;
+    free(there);
+    return layers;
+}
+
 static int vision_shapes(const struct safetensors *s, struct hf_keys *k) {
     const struct safetensor *conv = find_canonical(s, TOWER "embeddings.patch_embedding.weight");
     const struct safetensor *pos = find_canonical(s, TOWER "embeddings.position_embedding.weight");
     const struct safetensor *fc1 = find_canonical(s, TOWER "encoder.layers.0.mlp.fc1.weight");
-    int64_t layers = 0;
     if (conv == NULL || pos == NULL || fc1 == NULL || conv->n_dims != 4 || pos->n_dims != 2 ||
         fc1->n_dims != 2)
         return error_raise(EXIT_NO_INPUT,
                            "%s holds no CLIP vision tower: name its folder with "
                            "--vision",
                            safetensors_path(s));
-    for (;; layers++) {
-        char name[96];
-        snprintf(name, sizeof name, TOWER "encoder.layers.%lld.mlp.fc1.weight", (long long)layers);
-        if (find_canonical(s, name) == NULL) break;
-    }
+    if (conv->shape[0] > TOWER_SIZE_MAX || conv->shape[2] > TOWER_SIZE_MAX ||
+        pos->shape[0] > TOWER_SIZE_MAX || fc1->shape[0] > TOWER_SIZE_MAX)
+        return error_raise(EXIT_BAD_DATA,
+                           "%s: a CLIP vision tower of %lld, patches of %lld, %lld positions and "
+                           "%lld inner columns: each is at most %lld",
+                           safetensors_path(s), (long long)conv->shape[0],
+                           (long long)conv->shape[2], (long long)pos->shape[0],
+                           (long long)fc1->shape[0], (long long)TOWER_SIZE_MAX);
     int64_t edge = (int64_t)llround(sqrt((double)(pos->shape[0] > 0 ? pos->shape[0] - 1 : 0)));
-    hf_set_int(k, "vision", "num_layers", layers);
+    hf_set_int(k, "vision", "num_layers", tower_layers(s));
     hf_set_int(k, "vision", "hidden_size", conv->shape[0]);
     hf_set_int(k, "vision", "ffn_hidden_size", fc1->shape[0]);
     hf_set_int(k, "vision", "num_attention_heads", conv->shape[0] < 64 ? 1 : conv->shape[0] / 64);

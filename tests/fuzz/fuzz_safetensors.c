@@ -1,8 +1,6 @@
 /* safetensors: one file as it is; or, if it begins with '@', a folder of parts, where the bytes of a
  * .safetensors file are its header, whose length is put in front of it. */
 /* max_len: 8192 */
-#include <endian.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "hf.h"
@@ -16,12 +14,7 @@ static void make_part(const struct fuzz_part *p) {
         fuzz_file(p->name, p->data, p->bytes, p->bytes + p->size);
         return;
     }
-    char *file = xmalloc(8 + p->bytes);
-    uint64_t length = htole64((uint64_t)p->bytes);
-    memcpy(file, &length, 8);
-    memcpy(file + 8, p->data, p->bytes);
-    fuzz_file(p->name, file, 8 + p->bytes, 8 + p->bytes + p->size);
-    free(file);
+    fuzz_weights(p);
 }
 
 static int read_ends(const struct safetensors *s, const struct safetensor *t) {

@@ -138,6 +138,9 @@ def hf_config():
         files = [(n, json.dumps(v).encode(), 0) for n, v in beside]
         yield parts([(name, json.dumps(config).encode(), 0), files[i % len(files)]])
         yield parts([(name, read(path), 0)] + files)
+    for path in ("tests/golden/hf/names/clip/model.safetensors", "tests/golden/hf/names/projector/mm_projector.safetensors"):
+        data, size = header(path)
+        yield parts([("config.json", b'{"model_type": "mistral"}', 0), ("model.safetensors", data, size)])
 
 
 def manifest():

@@ -1,6 +1,7 @@
 /* What the harnesses share: a folder in memory, judgement of exit codes, inputs of several parts. */
 #include "target.h"
 
+#include <endian.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -121,6 +122,15 @@ bool fuzz_next_part(const uint8_t **data, size_t *bytes, struct fuzz_part *out) 
         return true;
     }
     return false;
+}
+
+void fuzz_weights(const struct fuzz_part *p) {
+    char *file = xmalloc(8 + p->bytes);
+    uint64_t length = htole64((uint64_t)p->bytes);
+    memcpy(file, &length, 8);
+    memcpy(file + 8, p->data, p->bytes);
+    fuzz_file(p->name, file, 8 + p->bytes, 8 + p->bytes + p->size);
+    free(file);
 }
 
 /* ---- a stored file with changes ------------------------------------------------------------------ */

@@ -41,6 +41,10 @@ struct fuzz_part {
 /* Takes the next part off (*data, *bytes); false: there is none. */
 bool fuzz_next_part(const uint8_t **data, size_t *bytes, struct fuzz_part *out);
 
+/* Makes the .safetensors file whose header the part is: with its length in front of it, and SIZE bytes
+ * behind it. */
+void fuzz_weights(const struct fuzz_part *part);
+
 /* A stored file with changes: data[0] chooses one of the n paths, and each 4 bytes behind it,
  * {kind, place low, place high, value}, change one place of it: kind 0..127 one byte, 128..191 four
  * bytes, else eight bytes, which become small, large or other numbers. Input that begins with `magic`

@@ -1,8 +1,8 @@
 # How many threads a rank computes with, and that the log says why: CPU quotas of real control groups,
 # the binding of mpirun, threads_per_rank and OMP_NUM_THREADS; and the speed on the log line.
-# timeout: 200
+# timeout: 400
 . "$(dirname "$0")/cli.inc"
-patience=$((patience * 3))
+patience=$((patience * 8))
 unset OMP_NUM_THREADS
 common=("$tiny" "run:run_dir=$TEST_TMP/run" "data:data_cache_path=$TEST_TMP/cache" data:num_workers=0
     optimizer:lr_warmup_iters=0)

@@ -220,6 +220,8 @@ void tokenizer_close(struct tokenizer *t);
 int64_t tokenizer_vocab_size(const struct tokenizer *t);
 int32_t tokenizer_bos(const struct tokenizer *t); /* -1: the model has none */
 int32_t tokenizer_eos(const struct tokenizer *t);
+int32_t tokenizer_unk(const struct tokenizer *t);
+const char *tokenizer_piece(const struct tokenizer *t, int32_t id);       /* 0 <= id < vocab_size */
 int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece); /* -1: no such piece */
 const char *tokenizer_sha256(const struct tokenizer *t); /* of the model file, 64 hex digits */
 /* Appends. `<image>` in the text becomes DATA_IMAGE_MARKER if images is set, else plain text. */

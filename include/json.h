@@ -14,7 +14,7 @@
 struct json; /* opaque value */
 
 /* Root of a document read from a file; a syntax error names file, byte offset and 40 characters of
- * context (EXIT_BAD_DATA). Free the root with json_free. */
+ * context (EXIT_BAD_DATA). An integer beyond 64 bits is read as a real. Free the root with json_free. */
 int json_read_file(const char *path, size_t max_bytes, struct json **root);
 int json_read_text(const char *name, const char *text, size_t bytes, struct json **root);
 void json_free(struct json *root);

@@ -78,11 +78,46 @@ static size_t too_deep_at(const char *text, size_t bytes) {
     return bytes;
 }
 
+/* An integer that no 64 bits hold (transformers writes 1e30 as 31 digits for "no limit") is given a
+ * fraction, so that it is read as the same number. */
+static char *with_reals(const char *text, size_t bytes, size_t *out_bytes) {
+    static const char number[] = "+-.eE0123456789";
+    char *out = xmalloc(bytes + bytes / 18 * 2 + 3);
+    size_t n = 0;
+    for (size_t i = 0; i < bytes;) {
+        size_t end = i + 1;
+        bool digits = false;
+        if (text[i] == '"') {
+            while (end < bytes && text[end] != '"') end += text[end] == '\\' ? 2 : 1;
+            end = end < bytes ? end + 1 : bytes;
+        } else if (text[i] != '\0' && strchr(number, text[i]) != NULL) {
+            digits = true;
+            for (end = i; end < bytes && text[end] != '\0' && strchr(number, text[end]); end++)
+                digits = digits && (strchr(".eE", text[end]) == NULL);
+            digits = digits && end - i > 18;
+        }
+        memcpy(out + n, text + i, end - i);
+        n += end - i;
+        if (digits) out[n++] = '.';
+        if (digits) out[n++] = '0';
+        i = end;
+    }
+    out[n] = '\0';
+    *out_bytes = n;
+    return out;
+}
+
 int json_read_text(const char *name, const char *text, size_t bytes, struct json **root) {
     size_t deep = too_deep_at(text, bytes);
     if (deep < bytes) return syntax_error(name, text, bytes, deep, "more than 64 levels deep");
     json_error_t why;
     json_t *v = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+    if (v == NULL && json_error_code(&why) == json_error_numeric_overflow) {
+        size_t more;
+        char *reals = with_reals(text, bytes, &more);
+        v = json_loadb(reals, more, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+        free(reals);
+    }
     if (v == NULL)
         return syntax_error(name, text, bytes, why.position > 0 ? (size_t)why.position : 0,
                             json_error_code(&why) == json_error_null_character

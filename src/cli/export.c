@@ -21,6 +21,7 @@ struct export {
     char *job, *tokenizer_model, *tokenizer_type, *conversation;
     char *notes;
     size_t notes_bytes;
+    struct tokenizer *pieces; /* NULL: there is no model file */
     struct hf_model model;
     struct safetensor *tensor;  /* to write, in the order of the layers */
     const struct param **param; /* of each; NULL: a bias of zeros */
@@ -158,7 +159,6 @@ static int read_job(struct export *x, const struct grid *grid) {
 /* ---- tokenizer and special ids ------------------------------------------------------------------------------- */
 static int read_tokenizer(struct export *x) {
     struct hf_export *o = &x->o;
-    struct tokenizer *t = NULL;
     if (o->tokenizer == NULL && x->tokenizer_model != NULL) {
         char *slash = strrchr(x->tokenizer_model, '/');
         x->own_tokenizer =
@@ -166,14 +166,14 @@ static int read_tokenizer(struct export *x) {
                           : xstrdup(".");
         o->tokenizer = x->own_tokenizer;
     }
+    o->trained = x->found.step > 0;
+    o->conversation = x->conversation;
     TRY(hf_source_read(o));
-    if (o->bos >= 0 || x->tokenizer_model == NULL || access(x->tokenizer_model, R_OK) != 0)
-        return 0;
+    if (x->tokenizer_model == NULL || access(x->tokenizer_model, R_OK) != 0) return 0;
     TRY(tokenizer_open(x->tokenizer_type != NULL ? x->tokenizer_type : "Llama2Tokenizer",
-                       x->tokenizer_model, &t));
-    o->bos = tokenizer_bos(t);
-    o->eos = tokenizer_eos(t);
-    tokenizer_close(t);
+                       x->tokenizer_model, &x->pieces));
+    if (o->bos < 0) o->bos = tokenizer_bos(x->pieces);
+    if (o->eos < 0) o->eos = tokenizer_eos(x->pieces);
     return 0;
 }
 
@@ -181,13 +181,17 @@ static int read_tokenizer(struct export *x) {
 static int check_ids(struct export *x) {
     struct hf_export *o = &x->o;
     int64_t vocab = x->model.cfg->language.vocab_size;
+    int64_t pieces = x->pieces != NULL ? tokenizer_vocab_size(x->pieces) : vocab;
     if (o->vocab_size == 0) o->vocab_size = vocab;
     if (o->vocab_size < vocab)
         return error_raise(EXIT_USAGE, "--vocab-size %lld: the model has %lld rows",
                            (long long)o->vocab_size, (long long)vocab);
-    if (o->image_token < 0 && o->vocab_size > vocab) o->image_token = vocab;
+    if (o->image_token < 0 && o->vocab_size > pieces) o->image_token = pieces;
     if (o->image_token < 0 && o->vocab_size > 32000) o->image_token = 32000;
     if (o->pad >= o->vocab_size) o->pad = -1;
+    o->image_piece = "<image>";
+    if (x->pieces != NULL && o->image_token >= 0 && o->image_token < pieces)
+        o->image_piece = tokenizer_piece(x->pieces, (int32_t)o->image_token);
     if (o->original || o->projector_only || (o->image_token >= 0 && o->image_token < o->vocab_size))
         return 0;
     return error_raise(
@@ -296,8 +300,7 @@ static int write_configs(struct export *x) {
 
 static int write_companions(struct export *x) {
     int n = 0;
-    if (!x->o.projector_only && x->o.tokenizer != NULL)
-        TRY(hf_copy_tokenizer(x->o.tokenizer, x->o.to, &n));
+    if (!x->o.projector_only) TRY(hf_write_tokenizer(&x->o, x->pieces, x->model.cfg, &n));
     if (!x->o.projector_only) TRY(write_configs(x));
     fflush(x->o.notes);
     printf("%swritten: %lld tensors as %s and %d files of the tokenizer in %s\n", x->notes,
@@ -345,6 +348,7 @@ static void export_free(struct export *x) {
     free(x->tokenizer_model);
     free(x->tokenizer_type);
     free(x->conversation);
+    tokenizer_close(x->pieces);
     free(x->job);
     free(x->o.override);
     hf_source_free(&x->o);

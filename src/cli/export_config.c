@@ -75,6 +75,7 @@ static void put_rope(struct hf_merge *m, const struct config_language *l) {
 static void put_language(struct hf_merge *m, const struct hf_export *e, const struct config *c) {
     const struct config_language *l = &c->language;
     bool mistral = strcmp(e->text_model, "mistral") == 0;
+    bool llama = strcmp(e->text_model, "llama") == 0;
     put_text(m, "hidden_act", "silu");
     put_int(m, "hidden_size", l->hidden_size);
     put_int(m, "intermediate_size", l->ffn_hidden_size);
@@ -94,9 +95,9 @@ static void put_language(struct hf_merge *m, const struct hf_export *e, const st
         put_int(m, "sliding_window", l->window_size);
     else if (mistral || json_get(m->o, "sliding_window") != NULL)
         hf_put(m, "sliding_window", json_new_null());
-    if (!mistral || json_get(m->o, "attention_bias") != NULL)
+    if (llama || json_get(m->o, "attention_bias") != NULL)
         put_bool(m, "attention_bias", l->add_bias_linear);
-    if (!mistral || json_get(m->o, "mlp_bias") != NULL) put_bool(m, "mlp_bias", l->add_bias_linear);
+    if (llama || json_get(m->o, "mlp_bias") != NULL) put_bool(m, "mlp_bias", l->add_bias_linear);
     put_real(m, "attention_dropout", l->attention_dropout);
     if (config_given(c, &l->init_method_std)) put_real(m, "initializer_range", l->init_method_std);
     hf_put_absent(m, "initializer_range", json_new_real(l->init_method_std));

@@ -96,7 +96,7 @@ static struct json *processor_config(const struct hf_export *e, const struct con
     const struct json *images = nested_images(e);
     hf_put_quietly(&m, "processor_class",
                    json_new_string(hf_has_tiles(c) ? "LlavaNextProcessor" : "LlavaProcessor"));
-    put_absent(&m, "image_token", "<image>");
+    put_absent(&m, "image_token", e->image_piece);
     hf_put(&m, "num_additional_image_tokens", json_new_integer(1));
     hf_put(&m, "patch_size", json_new_integer(c->vision.patch_dim));
     put_text(&m, "vision_feature_select_strategy",

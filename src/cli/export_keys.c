@@ -54,8 +54,7 @@ static const struct line {
     {"language", "norm_epsilon", SAID, NULL, NULL, NULL},
     {"language", "swiglu", SAID, "true", "true", "Llama and Mistral have the gated MLP"},
     {"language", "add_bias_linear", SAID, NULL, NULL, NULL},
-    {"language", "add_qkv_bias", SAID, "false", "false",
-     "Llama's attention_bias puts one on the output of attention too"},
+    {"language", "add_qkv_bias", SAID, NULL, "false", "the original LLaVA has no Qwen2"},
     {"language", "position_embedding_type", SAID, "rope", "rope", "Llama and Mistral have rope"},
     {"language", "rotary_base", SAID, NULL, NULL, NULL},
     {"language", "rotary_percent", SAID, "1", "1", "Llama and Mistral turn the whole head"},
@@ -181,18 +180,19 @@ static int check_projector(const struct hf_export *e, const struct config *cfg) 
                        (long long)p->projector_hidden_size, (long long)cfg->language.hidden_size);
 }
 
-/* A Mistral has a window and no biases; a Llama biases and no window, and heads that fill its width. */
+/* A Mistral has a window and no biases; a Llama biases and no window, and heads that fill its width; a
+ * Qwen2 biases on queries, keys and values alone. */
 static int choose_class(struct hf_export *e, const struct config *cfg) {
     const struct config_language *l = &cfg->language;
     bool odd = l->hidden_size % l->num_attention_heads != 0, llama = l->add_bias_linear;
+    bool qwen2 = !llama && l->add_qkv_bias;
+    const char *biases = llama ? "add_bias_linear" : "add_qkv_bias";
     int rc = 0;
-    if (llama && l->window_size > 0)
-        rc =
-            error_raise(EXIT_USAGE,
-                        "[language] window_size = %lld: config.json cannot say it beside "
-                        "add_bias_linear = true: a Mistral has a window and no biases, a Llama the "
-                        "reverse",
-                        (long long)l->window_size);
+    if ((llama || qwen2) && l->window_size > 0)
+        rc = error_raise(EXIT_USAGE,
+                         "[language] window_size = %lld: config.json cannot say it beside %s = "
+                         "true: a Mistral has a window and no biases, a Llama or Qwen2 the reverse",
+                         (long long)l->window_size, biases);
     if (llama && odd)
         rc = error_raise(
             EXIT_USAGE,
@@ -200,8 +200,8 @@ static int choose_class(struct hf_export *e, const struct config *cfg) {
             "add_bias_linear = true: transformers' Llama needs a divisor of hidden_size "
             "%lld",
             (long long)l->num_attention_heads, (long long)l->hidden_size);
-    if (llama)
-        snprintf(e->text_model, sizeof e->text_model, "llama");
+    if (llama || qwen2)
+        snprintf(e->text_model, sizeof e->text_model, "%s", llama ? "llama" : "qwen2");
     else if (l->window_size > 0 || odd)
         snprintf(e->text_model, sizeof e->text_model, "mistral");
     return rc;

@@ -45,48 +45,17 @@ void hf_put_absent(struct hf_merge *m, const char *key, struct json *v) {
         json_free(v);
 }
 
-/* An integer that no 64 bits hold (transformers writes 1e30 as 31 digits for "no limit") is given a
- * fraction, so that it is read as the same number. */
-static char *with_reals(const char *text, size_t bytes, size_t *out_bytes) {
-    static const char number[] = "+-.eE0123456789";
-    char *out = xmalloc(bytes + bytes / 18 * 2 + 3);
-    size_t n = 0;
-    for (size_t i = 0; i < bytes;) {
-        size_t end = i + 1;
-        bool digits = false;
-        if (text[i] == '"') {
-            while (end < bytes && text[end] != '"') end += text[end] == '\\' ? 2 : 1;
-            end = end < bytes ? end + 1 : bytes;
-        } else if (text[i] != '\0' && strchr(number, text[i]) != NULL) {
-            digits = true;
-            for (end = i; end < bytes && text[end] != '\0' && strchr(number, text[end]); end++)
-                digits = digits && (strchr(".eE", text[end]) == NULL);
-            digits = digits && end - i > 18;
-        }
-        memcpy(out + n, text + i, end - i);
-        n += end - i;
-        if (digits) out[n++] = '.';
-        if (digits) out[n++] = '0';
-        i = end;
-    }
-    out[n] = '\0';
-    *out_bytes = n;
-    return out;
-}
-
 int hf_read_object(const char *folder, const char *name, struct json **out) {
-    char *path = xasprintf("%s/%s", folder, name), *text = NULL, *fixed = NULL;
+    char *path = xasprintf("%s/%s", folder, name), *text = NULL;
     size_t bytes = 0;
     int rc = 0;
     *out = NULL;
     if (access(path, F_OK) == 0) {
         rc = file_read(path, HF_JSON_MAX, &text, &bytes);
-        if (!rc) fixed = with_reals(text, bytes, &bytes);
-        if (!rc) rc = json_read_text(path, fixed, bytes, out);
+        if (!rc) rc = json_read_text(path, text, bytes, out);
         if (!rc && json_kind(*out) != JSON_OBJECT)
             rc = error_raise(EXIT_BAD_DATA, "%s is no object", path);
     }
-    free(fixed);
     free(text);
     free(path);
     return rc;

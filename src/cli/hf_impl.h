@@ -4,6 +4,7 @@
 
 #include "checkpoint.h"
 #include "cli_impl.h"
+#include "data.h"
 #include "hf_config.h"
 #include "json.h"
 
@@ -57,7 +58,10 @@ struct hf_export {
     bool projector_only, original;
     char **override; /* data:key=value */
     int n_overrides;
-    int64_t pad, bos, eos; /* ids, -1: none */
+    int64_t pad, bos, eos;    /* ids, -1: none */
+    bool trained;             /* steps were taken since the import, if it was one */
+    const char *conversation; /* conversation_template, or NULL */
+    const char *image_piece;  /* text of image_token */
     char text_model[32];
     struct hf_carried source;
     FILE *notes; /* what of the source is not kept, a line each */
@@ -100,12 +104,15 @@ struct hf_merge hf_merge_begin(const struct json *source, const char *path, FILE
 void hf_put(struct hf_merge *m, const char *key, struct json *v); /* another value is noted */
 void hf_put_quietly(struct hf_merge *m, const char *key, struct json *v);
 void hf_put_absent(struct hf_merge *m, const char *key, struct json *v); /* the source's stays */
-/* *out NULL: no such file. Integers beyond 64 bits are read as reals. */
+/* *out NULL: no such file. */
 int hf_read_object(const char *folder, const char *name, struct json **out);
 
 /* Sets rope_theta, and rope_scaling where rope_type is another than rope, in the object of the
  * language model. */
 void hf_add_rope(struct json *o, const struct config_language *l);
+/* Copies the tokenizer's files and adds what AutoProcessor needs; t NULL: there is no model file. */
+int hf_write_tokenizer(const struct hf_export *e, const struct tokenizer *t,
+                       const struct config *cfg, int *n_files);
 bool hf_has_tiles(const struct config *c);
 void hf_put_pinpoints(struct hf_merge *m, const struct config *c, bool height_first);
 struct json *hf_new_config(const struct hf_export *e, const struct config *cfg);

@@ -185,6 +185,16 @@ int32_t tokenizer_eos(const struct tokenizer *t) {
     return sp_eos(t->model);
 }
 
+int32_t tokenizer_unk(const struct tokenizer *t) {
+    return sp_unk(t->model);
+}
+
+const char *tokenizer_piece(const struct tokenizer *t, int32_t id) {
+    size_t bytes;
+    bool cut_out;
+    return sp_piece(t->model, id, &bytes, &cut_out);
+}
+
 int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece) {
     size_t n = strlen(piece), bytes;
     for (int64_t id = 0; id < t->n_pieces; id++) {

@@ -40,7 +40,8 @@ refused() { # NAME REGEX OVERRIDES...
     expect 64 "$regex" "$name: refused by name" "$STRATA" export "$tmp/$name" "$tmp/never" $vocab
     yes "$name: nothing is written" test ! -e "$tmp/never"
 }
-refused qkv '\[language\] add_qkv_bias = true: config.json cannot say it' language:add_qkv_bias=true
+refused qkv '\[language\] window_size = 7: config.json cannot say it beside add_qkv_bias = true' \
+    language:add_qkv_bias=true language:window_size=7
 refused percent '\[language\] rotary_percent = 0.5[0-9]*: config.json cannot say it, only 1' \
     language:kv_channels=10 language:rotary_percent=0.6
 refused norope '\[language\] position_embedding_type = none: config.json cannot say it, only rope' \
@@ -75,6 +76,9 @@ exported biases
 is "biases make a Llama" biases_hf/config.json text_config.model_type '"llama"'
 is "with attention_bias" biases_hf/config.json text_config.attention_bias true
 is "and mlp_bias" biases_hf/config.json text_config.mlp_bias true
+trained queries language:add_qkv_bias=true
+exported queries
+is "biases of queries, keys and values make a Qwen2" queries_hf/config.json text_config.model_type '"qwen2"'
 trained window language:window_size=7
 exported window
 is "a window makes a Mistral" window_hf/config.json text_config.sliding_window 7
@@ -89,4 +93,33 @@ exported dropout
 is "the dropout of attention is said" dropout_hf/config.json text_config.attention_dropout 0.25
 is "and the first values" dropout_hf/config.json text_config.initializer_range 0.5
 is "the longest sample, where no other length is given" dropout_hf/config.json text_config.max_position_embeddings 256
+# ---- the tokenizer of a model whose source has a model file alone ------------------------------------------------
+is "<image> has the row behind the pieces" biases_hf/tokenizer_config.json added_tokens_decoder.400.content '"<image>"'
+is "LLaVA's rules" biases_hf/tokenizer_config.json legacy true
+is "a begin" biases_hf/tokenizer_config.json bos_token '"<s>"'
+is "its class" biases_hf/tokenizer_config.json tokenizer_class '"LlamaTokenizer"'
+is "the processor's class" biases_hf/processor_config.json processor_class '"LlavaProcessor"'
+is "<image> for the processor" biases_hf/processor_config.json image_token '"<image>"'
+yes "the conversation that was trained" grep -q "ASSISTANT:" "$tmp/biases_hf/chat_template.jinja"
+
+# ---- what the source's files said ----------------------------------------------------------------------------------
+source=$tmp/source
+cp -r tests/golden/hf/round_trip/unbiased "$source"
+cp input/tiny/tokenizer.model "$source"
+echo '{"do_sample": true, "temperature": 0.5, "eos_token_id": [2, 7]}' >"$source/generation_config.json"
+echo '{"model_max_length": 1000000000000000019884624838656, "legacy": true, "padding_side": "left"}' >"$source/tokenizer_config.json"
+expect 0 '^written: ' "import a folder with all its files" "$STRATA" import "$source" "$tmp/in"
+expect 0 '^written: ' "export it" "$STRATA" export "$tmp/in" "$tmp/out" --dtype fp32
+yes "nothing of config.json is named as changed" sh -c "! grep -q 'config.json .*as trained' <<EOF
+$out
+EOF"
+is "max_position_embeddings" out/config.json text_config.max_position_embeddings 512
+is "multimodal_projector_bias" out/config.json multimodal_projector_bias false
+is "the list of ends" out/generation_config.json eos_token_id '[2, 7]'
+is "the temperature" out/generation_config.json temperature 0.5
+is "no limit of length" out/tokenizer_config.json model_max_length 1000000000000000019884624838656
+is "the side of the padding" out/tokenizer_config.json padding_side '"left"'
+is "the pieces of before and <image>" out/tokenizer_config.json added_tokens_decoder.400.content '"<image>"'
+expect 0 '^config.json text_config.rms_norm_eps is 0.01.*, as trained; the source said' "what is another value is named" bash -c \
+    "'$STRATA' import '$source' '$tmp/in2' language:norm_epsilon=0.01 && '$STRATA' export '$tmp/in2' '$tmp/out2' --dtype fp32"
 exit $status

@@ -74,7 +74,7 @@ $(BUILD)/config/%.o: CFLAGS += -fno-sanitize-coverage=trace-cmp
 endif
 
 # ---- what is built from what -----------------------------------------------------------------------
-MODULES := base config comm backend backend/measure tensor nn model pipeline optim data checkpoint plan train cli
+MODULES := base h5 config comm backend backend/measure tensor nn model pipeline optim data checkpoint plan train cli
 SRC     := $(filter-out src/cli/main.c,$(foreach m,$(MODULES),$(wildcard src/$(m)/*.c)))
 CXXSRC  := $(wildcard src/data/*.cc)
 # The CPU operations are compiled twice: working type float and double.

@@ -161,6 +161,15 @@ void sha256_add(struct sha256 *s, const void *data, size_t bytes);
 void sha256_end(struct sha256 *s, char hex[65]);
 
 /* ---- files --------------------------------------------------------------------------------- */
+/* A storage error is not damage: EXIT_NO_INPUT says that a file is not there, EXIT_BAD_DATA that it was
+ * read and is wrong; whatever else keeps it from being read is EXIT_IO or EXIT_NO_PERMISSION. */
+int file_code_of_errno(int error); /* of a call that was to open or read something */
+/* After a call that failed with that errno: true if it is worth another try, after a pause that grows.
+ * *tries begins at 0. For errors that a network file system gets over (EIO, ESTALE, ETIMEDOUT). */
+bool file_try_again(int error, int *tries);
+/* Whether there is something of that name, links followed; unlike access(2) it tells "no" from "the
+ * storage does not say". */
+int file_look(const char *path, bool *there);
 /* Whole file into memory, NUL added behind it. EXIT_NO_INPUT, EXIT_IO, EXIT_BAD_DATA (> max). */
 int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes);
 /* The same of a regular file that is no link: a pipe in its place is not waited for (EXIT_BAD_DATA). */

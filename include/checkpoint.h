@@ -195,7 +195,8 @@ struct ckpt_found {
 /* Collective over the world. Finishes what a crash left (.trash-*, .tmp-*; only in save), then the
  * newest checkpoint that verifies. Damaged ones get a .refused mark and a warning. EXIT_NO_INPUT:
  * load does not exist, or `must` found none; EXIT_BAD_DATA: some exist and none verifies;
- * EXIT_RESUME: `never`, but save holds checkpoints. */
+ * EXIT_RESUME: `never`, but save holds checkpoints; EXIT_IO, EXIT_NO_PERMISSION: the storage does not
+ * let it be told, nothing is marked and no older one is taken. */
 int ckpt_find(const struct ckpt_settings *settings, const struct grid *grid,
               struct ckpt_found *found);
 void ckpt_found_free(struct ckpt_found *found);
@@ -208,8 +209,9 @@ int ckpt_config(const struct ckpt_settings *settings, const struct ckpt_found *f
                 void *arg);
 /* Collective over the world. Fills weights, moments, state->at and state->history (allocated, on
  * every rank; the caller frees it). EXIT_RESUME: the checkpoint is whole but of another model or
- * run, all differences listed; EXIT_BAD_DATA, EXIT_IO: damage found while reading; then a .refused
- * mark is written and the caller may ask ckpt_find again. */
+ * run, all differences listed; EXIT_BAD_DATA: damage found while reading; then a .refused mark is
+ * written and the caller may call ckpt_find again; EXIT_IO, EXIT_NO_PERMISSION: reading failed, nothing
+ * is marked. */
 int ckpt_load(const struct ckpt_settings *settings, const struct ckpt_found *found,
               struct ckpt_state *state);
 /* Collective over the world. find and load, falling back to older ones while damage is found. */

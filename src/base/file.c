@@ -4,14 +4,48 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base.h"
 #include "fault.h"
 
-static int code_of_open(int err) {
-    if (err == ENOENT || err == ENOTDIR) return EXIT_NO_INPUT;
-    return err == EACCES || err == EPERM ? EXIT_NO_PERMISSION : EXIT_IO;
+int file_code_of_errno(int error) {
+    if (error == ENOENT || error == ENOTDIR) return EXIT_NO_INPUT;
+    return error == EACCES || error == EPERM ? EXIT_NO_PERMISSION : EXIT_IO;
+}
+
+/* 50, 100, 200 and 400 ms: a server that is busy answers by then, and a user still waits. */
+#define TRIES 4
+bool file_try_again(int error, int *tries) {
+    if (error == EINTR) return true;
+    if (error != EIO && error != ESTALE && error != ETIMEDOUT) return false;
+    if (*tries == TRIES) return false;
+    struct timespec pause = {.tv_nsec = 50000000L << (*tries)++};
+    nanosleep(&pause, NULL);
+    errno = error;
+    return true;
+}
+
+int file_look(const char *path, bool *there) {
+    struct stat st;
+    int rc, tries = 0;
+    do {
+        rc = stat(path, &st);
+    } while (rc != 0 && file_try_again(errno, &tries));
+    *there = rc == 0;
+    int code = rc == 0 ? 0 : file_code_of_errno(errno);
+    if (rc == 0 || code == EXIT_NO_INPUT) return 0;
+    return error_raise(code, "%s cannot be looked at: %s", path, strerror(errno));
+}
+
+/* As open(2), with another try where one may help. */
+static int open_again(const char *path, int flags) {
+    int fd, tries = 0;
+    do {
+        fd = open(path, flags);
+    } while (fd < 0 && file_try_again(errno, &tries));
+    return fd;
 }
 
 static int code_of_create(int err) {
@@ -22,10 +56,11 @@ static int code_of_create(int err) {
 /* Reads until the end of the file, whatever fstat said: it may be a pipe or growing. */
 static int read_all(int fd, const char *path, size_t max_bytes, char **data, size_t *bytes) {
     size_t room = 65536, used = 0;
+    int tries = 0;
     char *text = xmalloc(room + 1);
     for (;;) {
         ssize_t n = read(fd, text + used, room - used);
-        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && file_try_again(errno, &tries)) continue;
         if (n < 0) {
             int err = errno;
             free(text);
@@ -47,9 +82,10 @@ static int read_all(int fd, const char *path, size_t max_bytes, char **data, siz
 }
 
 int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open_again(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return error_raise(code_of_open(errno), "%s cannot be opened: %s", path, strerror(errno));
+        return error_raise(file_code_of_errno(errno), "%s cannot be opened: %s", path,
+                           strerror(errno));
     int rc = read_all(fd, path, max_bytes, data, bytes);
     close(fd);
     return rc;
@@ -57,10 +93,13 @@ int file_read(const char *path, size_t max_bytes, char **data, size_t *bytes) {
 
 int file_read_regular(const char *path, size_t max_bytes, char **data, size_t *bytes) {
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK), rc = 0;
+    int fd = open_again(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK), rc = 0;
     if (fd < 0 && errno != ELOOP)
-        return error_raise(code_of_open(errno), "%s cannot be opened: %s", path, strerror(errno));
-    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+        return error_raise(file_code_of_errno(errno), "%s cannot be opened: %s", path,
+                           strerror(errno));
+    if (fd >= 0 && fstat(fd, &st) != 0)
+        rc = error_raise(EXIT_IO, "%s cannot be looked at: %s", path, strerror(errno));
+    else if (fd < 0 || !S_ISREG(st.st_mode))
         rc = error_raise(EXIT_BAD_DATA, "%s is no regular file", path);
     else if ((uint64_t)st.st_size > max_bytes)
         rc = error_raise(EXIT_BAD_DATA, "%s is larger than the %zu bytes allowed", path, max_bytes);

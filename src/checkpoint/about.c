@@ -131,7 +131,7 @@ static int read_used_ini(const struct shard_reader *r, struct about *a) {
         rc = h5_error(EXIT_BAD_DATA, "%s: config/used.ini is no text", r->path);
     char *text = rc ? NULL : keep(a, xcalloc(size + 1, 1));
     if (!rc && H5Dread(d, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text) < 0)
-        rc = h5_error(EXIT_IO, "%s: config/used.ini could not be read", r->path);
+        rc = h5_error(EXIT_BAD_DATA, "%s: config/used.ini could not be read", r->path);
     a->state.used_ini = text;
     rc = h5_close(rc, type, "type");
     return h5_close(rc, d, "used.ini");

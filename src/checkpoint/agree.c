@@ -23,6 +23,14 @@ void ckpt_record_lines(int code, const char *who, char *text) {
         if (*line) error_raise(code, "%s%s", who, line);
 }
 
+int ckpt_recode(int code) {
+    char *text = xstrdup(error_text());
+    error_clear();
+    ckpt_record_lines(code, "", text);
+    free(text);
+    return code;
+}
+
 int ckpt_agree(const struct group *world, int rc) {
     int64_t v[2] = {rc, rc ? group_size(world) - group_rank(world) : 0};
     comm_allreduce_i64(world, v, 2, REDUCE_MAX);

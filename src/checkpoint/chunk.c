@@ -66,20 +66,25 @@ bool chunk_legal(const struct box *b, int64_t element, const int64_t *shape) {
     return true;
 }
 
+/* n / d, rounded up, for any n that there is. */
+static int64_t divide_up(int64_t n, int64_t d) {
+    return n / d + (n % d != 0);
+}
+
 int64_t chunk_count(const struct box *b, const int64_t *shape) {
     int64_t n = 1;
-    for (int d = 0; d < b->n; d++) n *= (b->count[d] + shape[d] - 1) / shape[d];
+    for (int d = 0; d < b->n; d++) n *= divide_up(b->count[d], shape[d]);
     return n;
 }
 
 void chunk_elements(const struct ckpt_block *b, int64_t i, int64_t *first, int64_t *end) {
     int axis = divided_axis(&b->box, b->chunk_shape);
     int64_t rows = b->box.count[axis], step = b->chunk_shape[axis], inner = 1;
-    int64_t n = (rows + step - 1) / step, row = i % n * step;
+    int64_t n = divide_up(rows, step), row = i % n * step;
     for (int d = axis + 1; d < b->box.n; d++) inner *= b->box.count[d];
     int64_t before = i / n * rows;
     *first = (before + row) * inner;
-    *end = (before + (row + step < rows ? row + step : rows)) * inner;
+    *end = (before + (step < rows - row ? row + step : rows)) * inner;
 }
 
 struct box chunk_box(const struct ckpt_block *b, int64_t i) {

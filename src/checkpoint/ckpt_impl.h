@@ -125,6 +125,19 @@ struct ckpt_tensor *manifest_add_tensor(struct ckpt_manifest *m, const char *nam
 struct ckpt_block *manifest_add_block(struct ckpt_tensor *t);
 int64_t ckpt_crc_blocks(int64_t bytes);
 const struct ckpt_tensor *manifest_find(const struct ckpt_manifest *m, const char *name);
+const struct ckpt_file **manifest_files_by_name(const struct ckpt_manifest *m); /* free() it */
+/* All blocks, those of a file together: block[first[k]] to block[first[k + 1] - 1] are those of file k,
+ * in the order of the manifest. Good as long as the manifest does not change. */
+struct block_of_file {
+    const struct ckpt_tensor *tensor;
+    const struct ckpt_block *block;
+};
+struct blocks_by_file {
+    struct block_of_file *block;
+    int64_t *first; /* [n_files + 1] */
+};
+struct blocks_by_file manifest_by_file(const struct ckpt_manifest *m);
+void blocks_by_file_free(struct blocks_by_file *f);
 /* A block for that part, named after its tensor, all but places and checksums filled in. */
 struct ckpt_block *manifest_add_part(struct ckpt_manifest *m, const struct param *param,
                                      const struct part *p, struct ckpt_tensor **tensor);
@@ -170,6 +183,7 @@ int64_t part_stored_most(enum ckpt_filter filter, const struct part *p);
 struct scan {
     const char *dir;
     struct ckpt_manifest *m;
+    const struct blocks_by_file *blocks; /* of m, for those who scan many files; NULL: none */
     int file;
     bool fill, sha256, drop_cache;
     int64_t one_in, turn;
@@ -184,8 +198,9 @@ int ckpt_read_manifest(const char *dir, struct ckpt_manifest **m); /* EXIT_NO_IN
 
 /* ---- folders ------------------------------------------------------------------------------------ */
 int folder_sync(const char *path);
-int folder_remove(const char *path); /* with its files; absent is fine */
-bool folder_exists(const char *path);
+int folder_remove(const char *path);            /* with its files; absent is fine */
+bool folder_exists(const char *path);           /* false too where the storage does not say */
+int folder_look(const char *path, bool *there); /* the same, and that is an error */
 int folder_rename(const char *from, const char *to);
 /* Names in a folder, sorted; EXIT_NO_INPUT if it is not there. */
 struct name_list {
@@ -206,13 +221,19 @@ struct ckpt_settings ckpt_second(const struct ckpt_settings *s);
 int64_t ckpt_folder_step(const char *name); /* of "iter_0001000"; -1: the name is anything else */
 void ckpt_shard_name(char *name, size_t size, int64_t step, int64_t index, int64_t count);
 int ckpt_mark_refused(const char *dir, const char *why);
-bool ckpt_is_refused(const char *dir);
-int ckpt_refused_before(const char *dir); /* EXIT_BAD_DATA, with the reason that its mark gives */
+/* Whether it was read before and found wrong. */
+int ckpt_look_refused(const char *dir, bool *refused);
+bool ckpt_is_refused(const char *dir);    /* true too where the storage does not say */
+int ckpt_refused_before(const char *dir); /* EXIT_BAD_DATA: why, and how the mark is removed */
+/* A code that says of a checkpoint that it was read and is wrong (or lacks a file). All others say
+ * nothing about it: whoever meets them stops, marks nothing and takes no other in its place. */
+bool ckpt_is_damage(int code);
 /* What earlier runs left: a .tmp- with a verifying manifest is committed, one without removed; a
  * folder set aside for its successor is put back where that one did not come; rubbish goes. */
 #define CKPT_TRASH ".trash-"
 #define CKPT_ASIDE ".aside-"
-int ckpt_recover(const struct ckpt_settings *s);
+/* *unread: a temporary folder stays because it cannot be told whether it is whole. */
+int ckpt_recover(const struct ckpt_settings *s, bool *unread);
 int ckpt_retain(const struct ckpt_settings *s, int64_t newest);
 /* What it would remove, newest first; read: every byte of those that must stand is verified. */
 int ckpt_retain_list(const struct ckpt_settings *s, int64_t newest, bool read,
@@ -268,6 +289,8 @@ void parts_send(const struct ckpt_state *s, const struct part_list *list, const 
 /* Collective: the largest code of all ranks; a rank without an error of its own records the
  * sentence of the lowest failing rank. */
 int ckpt_agree(const struct group *world, int rc);
+/* The sentences recorded so far, under another exit code, which is returned. */
+int ckpt_recode(int code);
 /* Sentences told elsewhere, line by line into the trace, `who` in front of each. Cuts the text up. */
 void ckpt_record_lines(int code, const char *who, char *text);
 /* Collective: the bytes of `root` on every rank (allocated, NUL added). */

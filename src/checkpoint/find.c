@@ -7,29 +7,35 @@
 #include "fault.h"
 
 /* ---- rank 0: where to look, and what is there --------------------------------------------------------- */
+struct candidate {
+    char *dir;
+    int64_t step, number; /* number: in the order in which they were found */
+};
 struct source {
     bool weights_only;
-    char **dir; /* candidates, newest first */
-    int64_t *step;
-    int64_t n;
+    struct candidate *c; /* newest first, once sorted */
+    int64_t n, capacity;
 };
 
 static void source_free(struct source *s) {
-    for (int64_t i = 0; i < s->n; i++) free(s->dir[i]);
-    free(s->dir);
-    free(s->step);
+    for (int64_t i = 0; i < s->n; i++) free(s->c[i].dir);
+    free(s->c);
 }
 
 static void add_candidate(struct source *s, char *dir, int64_t step) {
-    s->dir = xrealloc(s->dir, (size_t)(s->n + 1) * sizeof *s->dir);
-    s->step = xrealloc(s->step, (size_t)(s->n + 1) * sizeof *s->step);
-    int64_t i = s->n++;
-    for (; i > 0 && s->step[i - 1] < step; i--) {
-        s->dir[i] = s->dir[i - 1];
-        s->step[i] = s->step[i - 1];
+    if (s->n == s->capacity) {
+        s->capacity = s->capacity ? 2 * s->capacity : 32;
+        s->c = xrealloc(s->c, (size_t)s->capacity * sizeof *s->c);
     }
-    s->dir[i] = dir;
-    s->step[i] = step;
+    s->c[s->n] = (struct candidate){dir, step, s->n};
+    s->n++;
+}
+
+/* Of the same step that of `save` comes before that of save_second. */
+static int newest_first(const void *a, const void *b) {
+    const struct candidate *x = a, *y = b;
+    if (x->step != y->step) return x->step > y->step ? -1 : 1;
+    return x->number < y->number ? -1 : x->number > y->number;
 }
 
 /* The file is advisory: a difference is told and nothing more. */
@@ -52,13 +58,18 @@ static void compare_latest(const char *folder, int64_t newest) {
 static int list_candidates(struct source *s, const char *folder, int64_t *n) {
     struct name_list list;
     int64_t newest = -1;
+    bool there;
     *n = 0;
-    if (!folder_exists(folder)) return 0;
+    TRY(folder_look(folder, &there));
+    if (!there) return 0;
     TRY(folder_list(folder, &list));
-    for (int64_t i = 0; i < list.n; i++) {
+    int rc = 0;
+    for (int64_t i = 0; !rc && i < list.n; i++) {
         int64_t step = ckpt_folder_step(list.name[i]);
+        if (step < 0) continue;
         char *dir = xasprintf("%s/%s", folder, list.name[i]);
-        if (step < 0 || !folder_exists(dir)) {
+        rc = folder_look(dir, &there);
+        if (rc || !there) {
             free(dir);
             continue;
         }
@@ -67,24 +78,27 @@ static int list_candidates(struct source *s, const char *folder, int64_t *n) {
         ++*n;
     }
     name_list_free(&list);
-    if (*n > 0) compare_latest(folder, newest);
-    return 0;
+    if (!rc && *n > 0) compare_latest(folder, newest);
+    return rc;
 }
 
-static bool has_file(const char *folder, const char *name) {
+static int has_file(const char *folder, const char *name, bool *there) {
     char *path = xasprintf("%s/%s", folder, name);
-    bool there = access(path, F_OK) == 0;
+    int rc = file_look(path, there);
     free(path);
-    return there;
+    return rc;
 }
 
 static int use_load(const struct ckpt_settings *c, struct source *s) {
     int64_t n;
+    bool there;
     s->weights_only = c->finetune;
-    if (!folder_exists(c->load))
+    TRY(folder_look(c->load, &there));
+    if (!there)
         return error_raise(EXIT_NO_INPUT, "[checkpoint] load = %s: there is no such folder",
                            c->load);
-    if (has_file(c->load, CKPT_MANIFEST)) {
+    TRY(has_file(c->load, CKPT_MANIFEST, &there));
+    if (there) {
         struct ckpt_manifest *m;
         TRY(ckpt_read_manifest(c->load, &m));
         add_candidate(s, xstrdup(c->load), m->step);
@@ -102,12 +116,15 @@ static int use_load(const struct ckpt_settings *c, struct source *s) {
 /* A folder that this run saves into: what a crash left is cleared up, its checkpoints are listed. */
 static int use_own(const struct ckpt_settings *c, struct source *s) {
     int64_t n;
-    if (ckpt_recover(c) != 0) {
+    bool latest, unread = false;
+    int rc = ckpt_recover(c, &unread);
+    if (rc && unread) return rc; /* it may be the newest checkpoint */
+    if (rc) {
         log_warn("left-overs in %s could not be cleared: %s", c->save, error_text());
         error_clear();
     }
     TRY(list_candidates(s, c->save, &n));
-    bool latest = has_file(c->save, CKPT_LATEST);
+    TRY(has_file(c->save, CKPT_LATEST, &latest));
     if (c->resume == CKPT_RESUME_NEVER && (n > 0 || latest))
         return error_raise(EXIT_RESUME,
                            "[checkpoint] resume = never, but save = %s holds checkpoints: "
@@ -179,39 +196,54 @@ static int verify(const struct ckpt_settings *c, const struct group *world, cons
     fault_point("resume.cover.after");
     if (c->verify_load != CKPT_VERIFY_ALL) return 0;
     int64_t shards = 0;
+    struct blocks_by_file blocks = manifest_by_file(*m);
     for (int64_t i = 0; i < (*m)->n_files; i++) {
         if ((*m)->file[i].inspection || shards++ % n != me) continue;
-        struct scan s = {.dir = dir, .m = *m, .file = (int)i, .one_in = 1};
+        struct scan s = {.dir = dir, .m = *m, .blocks = &blocks, .file = (int)i, .one_in = 1};
         s.sha256 = (*m)->file[i].sha256[0] != 0;
         fault_point("resume.verify.in");
         int one = ckpt_scan_file(&s);
         if (one && !rc) rc = one;
     }
+    blocks_by_file_free(&blocks);
     fault_point("resume.verify.after");
     return ckpt_agree(world, rc);
 }
 
 static void pass_over(const struct group *world, struct ckpt_found *f, const char *dir, bool mark) {
-    char *longer = xasprintf("%s%s%s: %s", f->skipped ? f->skipped : "", f->skipped ? "\n" : "",
-                             dir, error_text());
+    char *back = mark
+                     ? xasprintf("; it is marked with %s.refused: strata checkpoint verify --clear "
+                                 "%s removes the mark once it verifies",
+                                 dir, dir)
+                     : xstrdup("");
+    char *longer = xasprintf("%s%s%s: %s%s", f->skipped ? f->skipped : "", f->skipped ? "\n" : "",
+                             dir, error_text(), back);
     if (group_rank(world) == 0) {
-        log_warn("checkpoint %s is passed over: %s", dir, error_text());
+        log_warn("checkpoint %s is passed over: %s%s", dir, error_text(), back);
         if (mark && ckpt_mark_refused(dir, error_text()) != 0)
             log_warn("%s.refused could not be written", dir);
     }
     fault_point("resume.skip.after");
+    free(back);
     free(f->skipped);
     f->skipped = longer;
     f->n_skipped++;
     error_clear();
 }
 
-/* Collective. 1: this one is taken; 0: the next, please; -rc: an error that an older one would only
- * hide. */
+/* On rank 0. */
+static int look_for_mark(const char *dir, bool *refused) {
+    TRY(ckpt_look_refused(dir, refused));
+    return *refused ? ckpt_refused_before(dir) : 0;
+}
+
+/* Collective. 1: this one is taken; 0: it is damaged, the next one is tried; -rc: an error that says
+ * nothing about it, so that going on from an older one would throw steps away. */
 static int try_candidate(const struct ckpt_settings *c, const struct group *world,
                          struct ckpt_found *f, const char *dir, int64_t step) {
-    int refused = group_rank(world) == 0 && ckpt_is_refused(dir) ? ckpt_refused_before(dir) : 0;
-    int rc = ckpt_agree(world, refused);
+    bool refused = false;
+    int rc = ckpt_agree(world, group_rank(world) == 0 ? look_for_mark(dir, &refused) : 0);
+    if (rc && !ckpt_is_damage(rc)) return -rc;
     if (rc) {
         pass_over(world, f, dir, false);
         return 0;
@@ -228,7 +260,7 @@ static int try_candidate(const struct ckpt_settings *c, const struct group *worl
         return 1;
     }
     manifest_free(m);
-    if (rc == EXIT_RESUME || rc == EXIT_NO_PERMISSION) return -rc;
+    if (!ckpt_is_damage(rc)) return -rc;
     pass_over(world, f, dir, true);
     return 0;
 }
@@ -246,11 +278,11 @@ static int try_all(const struct ckpt_settings *c, const struct group *world, con
                    int64_t n, struct ckpt_found *f) {
     for (int64_t i = 0; i < n; i++) {
         size_t bytes;
-        int64_t step = s->n ? s->step[i] : 0;
+        int64_t step = s->n ? s->c[i].step : 0;
         comm_broadcast(world, &step, sizeof step, 0);
         if (f->newest_step < step) f->newest_step = step;
         if (c->ckpt_step >= 0 && step != c->ckpt_step) continue;
-        const char *mine = s->n ? s->dir[i] : "";
+        const char *mine = s->n ? s->c[i].dir : "";
         char *dir = ckpt_share(world, mine, strlen(mine), 0, &bytes);
         int taken = try_candidate(c, world, f, dir, step);
         free(dir);
@@ -289,6 +321,7 @@ int ckpt_find(const struct ckpt_settings *settings, const struct grid *grid,
     fault_point("resume.find.before");
     if (group_rank(world) == 0) {
         rc = find_source(settings, &s);
+        if (s.n > 0) qsort(s.c, (size_t)s.n, sizeof *s.c, newest_first);
         fault_point("resume.list.after");
     }
     rc = ckpt_agree(world, rc);

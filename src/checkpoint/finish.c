@@ -87,11 +87,7 @@ int ckpt_verify_shard(const struct ckpt_settings *set, const char *dir, struct c
                       int64_t shard_index) {
     int rc = read_back(set, dir, m, shard_index);
     if (rc != EXIT_BAD_DATA) return rc;
-    char *text = xstrdup(error_text()); /* just written: the storage failed, not an input */
-    error_clear();
-    rc = error_raise(EXIT_IO, "%s", text);
-    free(text);
-    return rc;
+    return ckpt_recode(EXIT_IO); /* just written: the storage failed, not an input */
 }
 
 static void write_index(const struct ckpt_settings *set, const char *dir, struct ckpt_manifest *m) {

@@ -45,6 +45,16 @@ bool folder_exists(const char *path) {
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+int folder_look(const char *path, bool *there) {
+    struct stat st;
+    TRY(file_look(path, there));
+    if (*there && stat(path, &st) != 0)
+        return error_raise(file_code_of_errno(errno), "%s cannot be looked at: %s", path,
+                           strerror(errno));
+    *there = *there && S_ISDIR(st.st_mode);
+    return 0;
+}
+
 int folder_rename(const char *from, const char *to) {
     if (rename(from, to) == 0) return 0;
     return error_raise(exit_code_of_errno(errno), "%s could not be renamed to %s: %s", from, to,
@@ -63,10 +73,14 @@ static int by_text(const void *a, const void *b) {
 
 int folder_list(const char *path, struct name_list *list) {
     *list = (struct name_list){0};
-    DIR *dir = opendir(path);
+    DIR *dir;
+    int tries = 0;
+    do {
+        dir = opendir(path);
+    } while (!dir && file_try_again(errno, &tries));
     if (!dir)
-        return error_raise(errno == EACCES ? EXIT_NO_PERMISSION : EXIT_NO_INPUT,
-                           "%s cannot be opened: %s", path, strerror(errno));
+        return error_raise(file_code_of_errno(errno), "%s cannot be opened: %s", path,
+                           strerror(errno));
     int64_t capacity = 0;
     for (;;) {
         errno = 0;
@@ -152,11 +166,22 @@ void ckpt_shard_name(char *name, size_t size, int64_t step, int64_t index, int64
              (long long)count);
 }
 
+int ckpt_look_refused(const char *dir, bool *refused) {
+    char *mark = xasprintf("%s.refused", dir);
+    int rc = file_look(mark, refused);
+    free(mark);
+    return rc;
+}
+
 bool ckpt_is_refused(const char *dir) {
     char *mark = xasprintf("%s.refused", dir);
-    bool refused = access(mark, F_OK) == 0;
+    bool refused = access(mark, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR);
     free(mark);
     return refused;
+}
+
+bool ckpt_is_damage(int code) {
+    return code == EXIT_BAD_DATA || code == EXIT_NO_INPUT;
 }
 
 /* The mark's first line says when and who, the next ones why. */
@@ -169,8 +194,10 @@ int ckpt_refused_before(const char *dir) {
         text_printable(why ? why + 1 : "", shown, sizeof shown);
     }
     error_clear();
-    int rc = error_raise(EXIT_BAD_DATA, "it was refused before: see %s%s%s", mark,
-                         shown[0] ? ": " : "", shown);
+    int rc = error_raise(EXIT_BAD_DATA,
+                         "it was refused before: see %s%s%s; strata checkpoint verify --clear %s "
+                         "removes the mark if it verifies now",
+                         mark, shown[0] ? ": " : "", shown, dir);
     free(text);
     free(mark);
     return rc;

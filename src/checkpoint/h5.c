@@ -18,18 +18,10 @@ void h5_end(const struct ckpt_settings *s) {
     if (s && s->hdf5_lock) pthread_mutex_unlock(s->hdf5_lock);
 }
 
-/* The stack is walked from the library's entry inwards: the last message is the cause. */
-static herr_t keep_reason(unsigned n, const H5E_error2_t *e, void *text) {
-    (void)n;
-    if (e->desc) snprintf(text, 256, "%s", e->desc);
-    return 0;
-}
-
 int h5_error(int exit_code, const char *fmt, ...) {
-    char text[1024], reason[256] = "", shown[320];
+    char text[1024], reason[256], shown[320];
     va_list args;
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_reason, reason);
-    H5Eclear2(H5E_DEFAULT);
+    exit_code = h5_take_reason(exit_code, reason, sizeof reason);
     va_start(args, fmt);
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
@@ -102,18 +94,43 @@ hid_t h5_dtype(enum dtype t) {
     }
 }
 
-hid_t h5_access(void) {
+int h5_inlet_verdict(int rc, const struct h5_inlet *in, const char *path) {
+    if (in->error == 0 || (rc != 0 && rc != EXIT_BAD_DATA)) return rc;
+    if (rc == EXIT_BAD_DATA) return ckpt_recode(file_code_of_errno(in->error));
+    return error_raise(file_code_of_errno(in->error), "%s could not be read: %s", path,
+                       strerror(in->error));
+}
+
+/* Both directions: serial, the format of 1.10, strict close. */
+static hid_t access_list(void) {
     hid_t list = H5Pcreate(H5P_FILE_ACCESS);
     if (list < 0) return list;
-    hsize_t align = H5_ALIGNMENT;
-    if (H5Pset_fapl_sec2(list) < 0 ||
-        H5Pset_libver_bounds(list, H5F_LIBVER_V110, H5F_LIBVER_V110) < 0 ||
-        H5Pset_fclose_degree(list, H5F_CLOSE_SEMI) < 0 ||
-        H5Pset_alignment(list, align, align) < 0 || H5Pset_file_locking(list, true, true) < 0) {
-        H5Pclose(list);
-        return -1;
-    }
-    return list;
+    if (H5Pset_libver_bounds(list, H5F_LIBVER_V110, H5F_LIBVER_V110) >= 0 &&
+        H5Pset_fclose_degree(list, H5F_CLOSE_SEMI) >= 0)
+        return list;
+    H5Pclose(list);
+    return -1;
+}
+
+hid_t h5_read_access(struct h5_inlet *in) {
+    hid_t list = access_list();
+    *in = (struct h5_inlet){0};
+    if (list < 0 || h5_use_inlet(list, in)) return list;
+    H5Pclose(list);
+    return -1;
+}
+
+hid_t h5_write_access(struct h5_outlet *out, bool large, bool chunked) {
+    hid_t list = access_list();
+    hsize_t align = chunked ? 1 : H5_ALIGNMENT;
+    /* What describes the data lies together: else a few bytes of it behind each aligned dataset would
+     * cost up to a MiB of nothing, which the checksum of the file has to be read over. */
+    bool fine = list >= 0 && h5_use_outlet(list, out) &&
+                H5Pset_alignment(list, align, align) >= 0 &&
+                (!large || H5Pset_meta_block_size(list, H5_ALIGNMENT) >= 0);
+    if (fine) return list;
+    if (list >= 0) H5Pclose(list);
+    return -1;
 }
 
 hid_t h5_create_list(hid_t class_id) {
@@ -187,7 +204,7 @@ int h5_get_text(hid_t at, const char *name, char **value) {
         rc = h5_error(EXIT_BAD_DATA, "attribute %s is no text of fixed length", name);
     if (!rc) *value = xcalloc(size + 1, 1);
     if (!rc && H5Aread(a, type, *value) < 0)
-        rc = h5_error(EXIT_IO, "attribute %s could not be read", name);
+        rc = h5_error(EXIT_BAD_DATA, "attribute %s could not be read", name);
     rc = h5_close(rc, type, name);
     rc = h5_close(rc, a, name);
     if (rc) {
@@ -205,7 +222,7 @@ int h5_get_integers(hid_t at, const char *name, int64_t *v, int n) {
                 H5Aget_storage_size(a) != (hsize_t)n * sizeof *v))
         rc = h5_error(EXIT_BAD_DATA, "attribute %s is not %d whole numbers", name, n);
     if (!rc && H5Aread(a, H5T_NATIVE_INT64, v) < 0)
-        rc = h5_error(EXIT_IO, "attribute %s could not be read", name);
+        rc = h5_error(EXIT_BAD_DATA, "attribute %s could not be read", name);
     rc = h5_close(rc, space, name);
     return h5_close(rc, a, name);
 }

@@ -73,7 +73,8 @@ static int chunk_at(int code, hid_t dataset, hid_t space, const struct ckpt_bloc
         return error_raise(code, "%s: chunk %lld was stored without its filters", b->dataset,
                            (long long)number);
     for (int d = 0; d < b->box.n; d++) {
-        int64_t n = (b->box.count[d] + b->chunk_shape[d] - 1) / b->chunk_shape[d];
+        int64_t n =
+            b->box.count[d] / b->chunk_shape[d] + (b->box.count[d] % b->chunk_shape[d] != 0);
         *index = *index * n + (int64_t)offset[d] / b->chunk_shape[d];
     }
     c->file_offset = (int64_t)at;
@@ -139,8 +140,8 @@ static int check_inflated(const struct shard_reader *r, hid_t dataset, const str
     int64_t bytes = b->chunk[i].bytes - FLETCHER32_BYTES;
     for (int d = 0; d < box.n; d++) offset[d] = (hsize_t)(box.offset[d] - b->box.offset[d]);
     if (H5Dread_chunk(dataset, H5P_DEFAULT, offset, &skipped, stored) < 0)
-        return h5_error(EXIT_IO, "%s: chunk %lld of %s could not be read", r->path, (long long)i,
-                        b->dataset);
+        return h5_error(EXIT_BAD_DATA, "%s: chunk %lld of %s could not be read", r->path,
+                        (long long)i, b->dataset);
     if (bytes > 0 && uncompress((Bytef *)whole, &n, (const Bytef *)stored, (uLong)bytes) == Z_OK &&
         n == (uLongf)chunk_bytes(b))
         return 0;

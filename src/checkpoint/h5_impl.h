@@ -3,31 +3,32 @@
 #ifndef STRATA_CKPT_H5_IMPL_H
 #define STRATA_CKPT_H5_IMPL_H
 
-#include <hdf5.h>
 #include <hdf5_hl.h>
 
 #include "ckpt_impl.h"
+#include "h5.h"
 
 #define H5_TEXT_MAX ((size_t)16 << 20)
 
 void h5_begin(const struct ckpt_settings *s); /* lock, no printing, no filter plug-ins */
 void h5_end(const struct ckpt_settings *s);
-/* Records the sentence with the innermost reason of the HDF5 error stack appended. */
+/* Records the sentence with the innermost reason of the HDF5 error stack appended. exit_code is for what
+ * the file holds: where reading it failed, the code returned is EXIT_IO or EXIT_NO_PERMISSION. */
 int h5_error(int exit_code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Closes an id of any kind: keeps rc if it is an error, else reports a failing close. Negative ids
  * are skipped. */
 int h5_close(int rc, hid_t id, const char *what);
 
 hid_t h5_dtype(enum dtype t); /* type as stored; close it */
-hid_t h5_access(void);        /* file access list: serial, V110, strict close, aligned */
-/* Where a shard's bytes go: the descriptor is opened by H5Fcreate and left open; `error` is the first
- * errno, which HDF5 never learns of (h5_driver.c). */
-struct outlet {
-    int fd, error;
-};
-/* As h5_access; for creating, O_EXCL. large: the file will hold datasets that are aligned; chunked:
- * nothing is aligned, since that would leave holes between chunks. */
-hid_t h5_write_access(struct outlet *out, bool large, bool chunked);
+/* File access lists: serial, format of 1.10, strict close, the drivers of h5.h, which must live as long
+ * as the file is open. */
+hid_t h5_read_access(struct h5_inlet *in);
+/* After closing a file, whose reading ended with rc: what was found in it counts for nothing if a call
+ * on it failed; rc is then EXIT_IO or EXIT_NO_PERMISSION. */
+int h5_inlet_verdict(int rc, const struct h5_inlet *in, const char *path);
+/* For creating, O_EXCL. large: the file will hold datasets that are aligned; chunked: nothing is
+ * aligned, since that would leave holes between chunks. */
+hid_t h5_write_access(struct h5_outlet *out, bool large, bool chunked);
 #define H5_ALIGNMENT ((int64_t)1 << 20) /* datasets of so many bytes begin at multiples of it */
 hid_t h5_create_list(hid_t class_id);   /* of file, group, dataset, type: no times, order tracked */
 
@@ -51,7 +52,7 @@ struct shard {
     const char *path;
     hid_t file, group_list, bfloat16;
     enum ckpt_filter filter;
-    struct outlet out;
+    struct h5_outlet out;
 };
 struct shard_identity {            /* of the checkpoint that is being written */
     const struct ckpt_manifest *m; /* uuids, created, step, layout */
@@ -90,6 +91,7 @@ struct shard_reader {
     int file_index;
     char *path;
     hid_t file;
+    struct h5_inlet in; /* HDF5 holds its address while the file is open */
 };
 /* Opens and compares uuid, step and index with the manifest. */
 int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manifest *m, int file,
@@ -104,6 +106,7 @@ int reader_read(const struct shard_reader *r, hid_t dataset, const struct ckpt_t
 int reader_read_into(const struct shard_reader *r, hid_t dataset, const struct ckpt_tensor *t,
                      const struct ckpt_block *b, const struct box *sub, const struct box *frame,
                      void *host);
+/* Where a call on the file failed while it was open, rc is not to be believed: EXIT_IO then. */
 int reader_close(int rc, struct shard_reader *r);
 int reader_counters(const struct shard_reader *r, struct ckpt_counters *at);
 int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t *n);

@@ -13,7 +13,10 @@ struct lint {
     struct source *source;
     const struct shard_reader *r; /* the shard being looked at */
     const struct shard_reader *first;
-    int64_t n_objects, n_datasets;
+    const struct block_of_file
+        *block; /* those of the shard, sorted by the names of their datasets */
+    int64_t n_blocks;
+    int64_t n_objects;
     int rc;
 };
 
@@ -57,14 +60,16 @@ static void check_root(struct lint *l) {
 }
 
 /* ---- every object ------------------------------------------------------------------------------------------------ */
+static int by_dataset(const void *a, const void *b) {
+    return strcmp(((const struct block_of_file *)a)->block->dataset,
+                  ((const struct block_of_file *)b)->block->dataset);
+}
+
 static bool planned(const struct lint *l, const char *path) {
-    for (int64_t i = 0; i < l->source->m->n_tensors; i++) {
-        const struct ckpt_tensor *t = &l->source->m->tensor[i];
-        for (int64_t j = 0; j < t->n_blocks; j++)
-            if (t->block[j].file == l->r->file_index && strcmp(t->block[j].dataset, path) == 0)
-                return true;
-    }
-    return false;
+    struct ckpt_block key = {.dataset = (char *)(uintptr_t)path};
+    struct block_of_file wanted = {.block = &key};
+    return l->n_blocks > 0 &&
+           bsearch(&wanted, l->block, (size_t)l->n_blocks, sizeof wanted, by_dataset) != NULL;
 }
 
 /* A group of a layer says which layer of the whole stack it is. */
@@ -334,7 +339,6 @@ static int64_t longest_slice(const struct ckpt_manifest *m) {
 }
 
 static int lint_shard(struct lint *l, char *host) {
-    const struct ckpt_manifest *m = l->source->m;
     int rc = 0;
     check_root(l);
     check_origin(l);
@@ -342,10 +346,8 @@ static int lint_shard(struct lint *l, char *host) {
     l->n_objects = 0;
     if (H5Lvisit(l->r->file, H5_INDEX_NAME, H5_ITER_INC, visit_link, l) < 0 && !l->rc)
         fault(l, "its tree cannot be walked");
-    for (int64_t i = 0; !rc && i < m->n_tensors; i++)
-        for (int64_t j = 0; !rc && j < m->tensor[i].n_blocks; j++)
-            if (m->tensor[i].block[j].file == l->r->file_index)
-                rc = check_block(l, &m->tensor[i], &m->tensor[i].block[j], host);
+    for (int64_t i = 0; !rc && i < l->n_blocks; i++)
+        rc = check_block(l, l->block[i].tensor, l->block[i].block, host);
     check_alike(l);
     return rc;
 }
@@ -355,6 +357,7 @@ static int lint_shards(struct lint *l) {
     struct source *s = l->source;
     struct shard_reader first = {.file = -1};
     char *host = xmalloc((size_t)longest_slice(s->m));
+    struct blocks_by_file blocks = manifest_by_file(s->m);
     h5_begin(NULL);
     int rc = reader_open(&first, s->dir, s->m, 0, 0);
     l->first = &first;
@@ -364,11 +367,16 @@ static int lint_shards(struct lint *l) {
         rc = source_shard(s, i, &r);
         if (rc) break;
         l->r = r;
+        l->n_blocks = blocks.first[i + 1] - blocks.first[i];
+        struct block_of_file *mine = blocks.block + blocks.first[i];
+        if (l->n_blocks > 0) qsort(mine, (size_t)l->n_blocks, sizeof *mine, by_dataset);
+        l->block = mine;
         rc = lint_shard(l, host);
     }
     l->first = NULL;
     rc = reader_close(rc, &first);
     h5_end(NULL);
+    blocks_by_file_free(&blocks);
     free(host);
     return rc ? rc : l->rc;
 }

@@ -87,7 +87,8 @@ static herr_t count_dataset(hid_t at, const char *name, const H5O_info_t *info, 
 }
 
 static int check_file(const struct source *s, const char *path) {
-    hid_t access = h5_access(), file = -1;
+    struct h5_inlet in;
+    hid_t access = h5_read_access(&in), file = -1;
     int64_t n = 0;
     int rc = 0;
     if (access >= 0) file = H5Fopen(path, H5F_ACC_RDONLY, access);
@@ -102,7 +103,8 @@ static int check_file(const struct source *s, const char *path) {
         rc = error_raise(EXIT_BAD_DATA, "%s holds %lld tensors, the manifest %lld", path,
                          (long long)n, (long long)s->m->n_tensors);
     rc = h5_close(rc, file, path);
-    return h5_close(rc, access, "list");
+    rc = h5_close(rc, access, "list");
+    return h5_inlet_verdict(rc, &in, path);
 }
 
 /* Its absence is legal, damage in it is not. */
@@ -112,8 +114,9 @@ int lint_index(struct source *s) {
         if (!s->m->file[i].inspection) continue;
         char *path = xasprintf("%s/%s", s->dir, s->m->file[i].name);
         struct scan scan = {.dir = s->dir, .m = s->m, .file = (int)i, .one_in = 1};
-        bool there = access(path, F_OK) == 0;
-        if (there) rc = ckpt_scan_file(&scan);
+        bool there = false;
+        rc = file_look(path, &there);
+        if (!rc && there) rc = ckpt_scan_file(&scan);
         h5_begin(NULL);
         if (there && !rc) rc = check_file(s, path);
         h5_end(NULL);

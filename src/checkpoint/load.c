@@ -301,8 +301,9 @@ static int load_run(struct load *l) {
     return rc;
 }
 
+/* Only what was read and is wrong: a storage error says nothing about the checkpoint. */
 static void mark_damaged(int rc, const struct group *world, const struct ckpt_found *found) {
-    if ((rc == EXIT_BAD_DATA || rc == EXIT_IO) && group_rank(world) == 0 &&
+    if (rc == EXIT_BAD_DATA && group_rank(world) == 0 &&
         ckpt_mark_refused(found->dir, error_text()) != 0)
         log_warn("%s.refused could not be written", found->dir);
 }
@@ -346,12 +347,15 @@ int ckpt_resume(const struct ckpt_settings *settings, struct ckpt_state *state,
         if (!found->any) return 0;
         int rc = accept_and_load(settings, found, state);
         if (!rc) return 0;
-        int64_t marked = group_rank(world) == 0 && ckpt_is_refused(found->dir);
+        int64_t marked =
+            rc == EXIT_BAD_DATA && group_rank(world) == 0 && ckpt_is_refused(found->dir);
         comm_broadcast(world, &marked, sizeof marked, 0);
         if (group_rank(world) == 0 && marked)
-            log_warn("checkpoint %s could not be loaded: %s", found->dir, error_text());
+            log_warn("checkpoint %s could not be loaded: %s; it is marked with %s.refused: strata "
+                     "checkpoint verify --clear %s removes the mark once it verifies",
+                     found->dir, error_text(), found->dir, found->dir);
         ckpt_found_free(found);
-        if ((rc != EXIT_BAD_DATA && rc != EXIT_IO) || !marked) return rc;
+        if (!marked) return rc;
         error_clear();
     }
 }

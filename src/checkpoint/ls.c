@@ -78,6 +78,9 @@ static void judge(struct entry *e, bool quick, bool *taken, char **notes) {
         e->state = fine ? "temporary, complete" : "temporary";
     else
         e->state = refused ? "refused" : !fine ? "damaged" : read ? "verified" : "unverified";
+    if (!fine && e->kind == ENTRY_CHECKPOINT && error_code() != 0 &&
+        !ckpt_is_damage(error_code()) && error_code() != EXIT_RESUME)
+        e->state = "unreadable";
     e->taken = fine && !refused && !*taken && e->kind < ENTRY_ASIDE;
     *taken = *taken || e->taken;
     if (!fine && e->kind == ENTRY_CHECKPOINT && error_count() > 0) add_note(notes, e);

@@ -53,7 +53,7 @@ struct ckpt_block *manifest_add_block(struct ckpt_tensor *t) {
 }
 
 int64_t ckpt_crc_blocks(int64_t bytes) {
-    return (bytes + CKPT_CRC_BLOCK - 1) / CKPT_CRC_BLOCK;
+    return bytes / CKPT_CRC_BLOCK + (bytes % CKPT_CRC_BLOCK != 0);
 }
 
 static int by_name(const void *a, const void *b) {
@@ -112,6 +112,39 @@ const struct ckpt_tensor *manifest_find(const struct ckpt_manifest *m, const cha
     struct ckpt_tensor key = {.name = (char *)(uintptr_t)name};
     if (m->n_tensors == 0) return NULL;
     return bsearch(&key, m->tensor, (size_t)m->n_tensors, sizeof *m->tensor, by_name);
+}
+
+static int by_file_name(const void *a, const void *b) {
+    return strcmp((*(const struct ckpt_file *const *)a)->name,
+                  (*(const struct ckpt_file *const *)b)->name);
+}
+
+const struct ckpt_file **manifest_files_by_name(const struct ckpt_manifest *m) {
+    const struct ckpt_file **f = xmalloc(((size_t)m->n_files + 1) * sizeof *f);
+    for (int64_t i = 0; i < m->n_files; i++) f[i] = &m->file[i];
+    if (m->n_files > 0) qsort(f, (size_t)m->n_files, sizeof *f, by_file_name);
+    return f;
+}
+
+struct blocks_by_file manifest_by_file(const struct ckpt_manifest *m) {
+    struct blocks_by_file f = {.first = xcalloc((size_t)m->n_files + 2, sizeof *f.first)};
+    int64_t *next = f.first + 1; /* first[k + 1] counts file k, then is where its next block goes */
+    for (int64_t i = 0; i < m->n_tensors; i++)
+        for (int64_t j = 0; j < m->tensor[i].n_blocks; j++) next[m->tensor[i].block[j].file + 1]++;
+    for (int64_t k = 1; k <= m->n_files; k++) next[k] += next[k - 1];
+    f.block = xmalloc(((size_t)next[m->n_files] + 1) * sizeof *f.block);
+    for (int64_t i = 0; i < m->n_tensors; i++)
+        for (int64_t j = 0; j < m->tensor[i].n_blocks; j++) {
+            const struct ckpt_block *b = &m->tensor[i].block[j];
+            f.block[next[b->file]++] = (struct block_of_file){&m->tensor[i], b};
+        }
+    return f;
+}
+
+void blocks_by_file_free(struct blocks_by_file *f) {
+    free(f->block);
+    free(f->first);
+    *f = (struct blocks_by_file){0};
 }
 
 /* ---- as text ---------------------------------------------------------------------------------------- */
@@ -214,31 +247,94 @@ char *manifest_text(const struct ckpt_manifest *m, size_t *bytes) {
 }
 
 /* ---- coverage --------------------------------------------------------------------------------------- */
-static int check_tensor_coverage(const struct ckpt_tensor *t, const char *path) {
-    int64_t total = 1, sum = 0;
-    char text[160], other[160];
-    for (int d = 0; d < t->n_dims; d++) total *= t->shape[d];
-    for (int64_t i = 0; i < t->n_blocks; i++) {
-        const struct box *b = &t->block[i].box;
-        box_text(b, text, sizeof text);
-        if (!box_inside(b, t->shape))
-            return error_raise(EXIT_BAD_DATA, "%s: tensor %s: the block %s lies outside its shape",
-                               path, t->name, text);
-        sum += box_volume(b);
-        /* sorted by offset: only blocks that begin before this one ends on axis 0 can touch it */
-        for (int64_t j = i + 1; j < t->n_blocks; j++) {
-            struct box both;
-            if (t->block[j].box.offset[0] >= b->offset[0] + b->count[0]) break;
-            if (!box_intersect(b, &t->block[j].box, &both)) continue;
-            box_text(&t->block[j].box, other, sizeof other);
-            return error_raise(EXIT_BAD_DATA, "%s: tensor %s: the blocks %s and %s overlap", path,
-                               t->name, text, other);
+/* Boxes tile a whole exactly if and only if their signed corners do: let a box count +1 or -1 at each of
+ * its 2^n corners (offset or offset + count along each axis; -1 for each "+ count"). The n-fold running
+ * sum of these counts is 1 inside the box and 0 outside, so equal counts mean equal sums, and the sum
+ * over all boxes says how often each element is held. Sorting takes n log n where comparing pairs takes
+ * the square, which the file alone could drive up. */
+struct corner {
+    int64_t at[CKPT_DIMS];
+    int64_t count;
+};
+
+static int by_corner(const void *a, const void *b) {
+    const struct corner *x = a, *y = b;
+    for (int d = 0; d < CKPT_DIMS; d++)
+        if (x->at[d] != y->at[d]) return x->at[d] < y->at[d] ? -1 : 1;
+    return 0;
+}
+
+static void add_corners(const struct box *b, int sign, struct corner *out) {
+    for (int k = 0; k < 1 << b->n; k++) {
+        out[k] = (struct corner){.count = sign};
+        for (int d = 0; d < b->n; d++) {
+            bool end = (k >> d & 1) != 0;
+            out[k].at[d] = b->offset[d] + (end ? b->count[d] : 0);
+            if (end) out[k].count = -out[k].count;
         }
     }
-    if (sum == total) return 0;
+}
+
+/* The first corner at which blocks and whole do not agree; NULL: none. */
+static const struct corner *odd_corner(struct corner *c, int64_t n) {
+    qsort(c, (size_t)n, sizeof *c, by_corner);
+    for (int64_t i = 0, j; i < n; i = j) {
+        for (j = i + 1; j < n && by_corner(&c[i], &c[j]) == 0; j++) c[i].count += c[j].count;
+        if (c[i].count != 0) return &c[i];
+    }
+    return NULL;
+}
+
+/* Sum of the volumes; false: beyond what fits, which no whole is. */
+static bool sum_volumes(const struct ckpt_tensor *t, int64_t *sum) {
+    *sum = 0;
+    for (int64_t i = 0; i < t->n_blocks; i++)
+        if (__builtin_add_overflow(*sum, box_volume(&t->block[i].box), sum)) return false;
+    return true;
+}
+
+static void place_text(int n, const int64_t *at, char *text, size_t size) {
+    size_t used = 0;
+    for (int d = 0; d < n && used < size; d++)
+        used +=
+            (size_t)snprintf(text + used, size - used, "%s%lld", d ? ", " : "[", (long long)at[d]);
+    if (used < size) snprintf(text + used, size - used, "]");
+}
+
+static int uneven(const struct ckpt_tensor *t, const char *path, const struct corner *c) {
+    char at[160];
+    struct box whole = {.n = t->n_dims};
+    int64_t sum;
+    memcpy(whole.count, t->shape, sizeof whole.count);
+    place_text(t->n_dims, c->at, at, sizeof at);
+    if (sum_volumes(t, &sum) && sum < box_volume(&whole))
+        return error_raise(EXIT_BAD_DATA,
+                           "%s: tensor %s: its blocks hold %lld of %lld elements, so some are "
+                           "missing, the first at or behind %s",
+                           path, t->name, (long long)sum, (long long)box_volume(&whole), at);
     return error_raise(EXIT_BAD_DATA,
-                       "%s: tensor %s: its blocks hold %lld of %lld elements, so some are missing",
-                       path, t->name, (long long)sum, (long long)total);
+                       "%s: tensor %s: some of its blocks overlap, the first at or behind %s", path,
+                       t->name, at);
+}
+
+static int check_tensor_coverage(const struct ckpt_tensor *t, const char *path) {
+    int64_t per = (int64_t)1 << t->n_dims, n = (t->n_blocks + 1) * per;
+    struct box whole = {.n = t->n_dims};
+    memcpy(whole.count, t->shape, sizeof whole.count);
+    for (int64_t i = 0; i < t->n_blocks; i++) {
+        char text[160];
+        if (box_inside(&t->block[i].box, t->shape)) continue;
+        box_text(&t->block[i].box, text, sizeof text);
+        return error_raise(EXIT_BAD_DATA, "%s: tensor %s: the block %s lies outside its shape",
+                           path, t->name, text);
+    }
+    struct corner *c = xmalloc((size_t)n * sizeof *c);
+    for (int64_t i = 0; i < t->n_blocks; i++) add_corners(&t->block[i].box, 1, c + i * per);
+    add_corners(&whole, -1, c + t->n_blocks * per);
+    const struct corner *odd = odd_corner(c, n);
+    int rc = odd == NULL ? 0 : uneven(t, path, odd);
+    free(c);
+    return rc;
 }
 
 int manifest_check_coverage(const struct ckpt_manifest *m, const char *path) {

@@ -11,6 +11,7 @@
 struct reader {
     const char *path;
     struct ckpt_manifest *m;
+    const struct ckpt_file **file; /* of m, sorted by name once all are read */
 };
 
 __attribute__((format(printf, 2, 3))) static int bad(const struct reader *r, const char *fmt, ...) {
@@ -119,9 +120,18 @@ static int read_list(const struct reader *r, const struct json *o, const char *k
     return 0;
 }
 
+/* Its number; -1: the manifest lists none of that name. */
 static int find_file(const struct reader *r, const char *name) {
-    for (int64_t i = 0; i < r->m->n_files; i++)
-        if (strcmp(r->m->file[i].name, name) == 0) return (int)i;
+    int64_t low = 0, high = r->m->n_files;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        int order = strcmp(r->file[middle]->name, name);
+        if (order == 0) return (int)(r->file[middle] - r->m->file);
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
     return -1;
 }
 
@@ -129,7 +139,6 @@ static int read_file(const struct reader *r, const struct json *o) {
     const char *name, *role, *sha = "";
     TRY(read_text(r, o, "name", CKPT_NAME_MAX, &name));
     if (!ckpt_name_legal(name)) return bad(r, "a file name is not a plain name");
-    if (find_file(r, name) >= 0) return bad(r, "file %s is listed twice", name);
     struct ckpt_file *f = manifest_add_file(r->m, name);
     TRY(read_integer(r, o, "bytes", 0, &f->bytes));
     TRY(read_crc(r, o, "crc32c", &f->crc));
@@ -315,7 +324,7 @@ static int read_filter(const struct reader *r, const struct json *root, long maj
     return 0;
 }
 
-static int read_root(const struct reader *r, const struct json *root) {
+static int read_root(struct reader *r, const struct json *root) {
     const struct json *files, *tensors;
     int64_t crc_block;
     long major = 0;
@@ -333,6 +342,10 @@ static int read_root(const struct reader *r, const struct json *root) {
                    CKPT_CRC_BLOCK);
     TRY(member(r, root, "files", JSON_ARRAY, &files));
     for (size_t i = 0; i < json_size(files); i++) TRY(read_file(r, json_at(files, i)));
+    r->file = manifest_files_by_name(r->m);
+    for (int64_t i = 1; i < r->m->n_files; i++)
+        if (strcmp(r->file[i - 1]->name, r->file[i]->name) == 0)
+            return bad(r, "file %s is listed twice", r->file[i]->name);
     TRY(member(r, root, "tensors", JSON_ARRAY, &tensors));
     for (size_t i = 0; i < json_size(tensors); i++) TRY(read_tensor(r, json_at(tensors, i)));
     for (int64_t i = 1; i < r->m->n_tensors; i++)
@@ -365,12 +378,14 @@ static int check_own_crc(const char *path, const char *text, size_t bytes) {
 
 int manifest_parse(const char *path, const char *text, size_t bytes, struct ckpt_manifest **m) {
     *m = NULL;
+    if (lfs_pointer(text, bytes)) return error_raise(EXIT_BAD_DATA, "%s " LFS_POINTER, path);
     TRY(check_own_crc(path, text, bytes));
     struct json *root;
     TRY(json_read_text(path, text, bytes, &root));
     struct reader r = {.path = path, .m = xcalloc(1, sizeof(struct ckpt_manifest))};
     int rc = read_root(&r, root);
     json_free(root);
+    free(r.file);
     if (rc)
         manifest_free(r.m);
     else

@@ -81,8 +81,9 @@ int ckpt_commit_folder(const struct ckpt_settings *s, const char *tmp, int64_t s
     return rc;
 }
 
-/* A temporary folder whose manifest and files verify was complete: only its name is missing. */
-static int recover_temporary(const struct ckpt_settings *s, const char *name) {
+/* A temporary folder whose manifest and files verify was complete: only its name is missing. One that
+ * cannot be read may be complete too, and stays. */
+static int recover_temporary(const struct ckpt_settings *s, const char *name, bool *unread) {
     char *path = xasprintf("%s/%s", s->save, name);
     struct ckpt_manifest *m = NULL;
     fault_point("recover.tmp.before");
@@ -90,7 +91,10 @@ static int recover_temporary(const struct ckpt_settings *s, const char *name) {
     fault_point("recover.tmp.in");
     if (!rc) rc = ckpt_verify_folder(path);
     fault_point("recover.tmp.verified");
-    if (rc) {
+    if (rc && !ckpt_is_damage(rc) && rc != EXIT_RESUME) {
+        *unread = true;
+        error_note(rc, "while %s was looked at, which may be a whole checkpoint", path);
+    } else if (rc) {
         error_clear();
         log_warn("%s was not finished when its job died: removed", path);
         rc = ckpt_discard(s, name);
@@ -124,10 +128,11 @@ static bool left_over(const char *save, const char *name) {
 static int recover_aside(const struct ckpt_settings *s, const char *name) {
     char *path = xasprintf("%s/%s", s->save, name);
     char *final = xasprintf("%s/%s", s->save, name + strlen(CKPT_ASIDE));
-    int rc;
-    if (folder_exists(final)) {
+    bool there;
+    int rc = folder_look(final, &there);
+    if (!rc && there) {
         rc = folder_remove(path);
-    } else {
+    } else if (!rc) {
         rc = ckpt_lock_check(s->lock);
         if (!rc) rc = folder_rename(path, final);
         if (!rc) log_warn("%s is back: what was to replace it is not whole", final);
@@ -139,14 +144,17 @@ static int recover_aside(const struct ckpt_settings *s, const char *name) {
 
 enum recovery { TEMPORARY, ASIDE, RUBBISH, RECOVERIES };
 
-static int recover_one(const struct ckpt_settings *s, const char *name, enum recovery what) {
+static int recover_one(const struct ckpt_settings *s, const char *name, enum recovery what,
+                       bool *unread) {
     char *path = xasprintf("%s/%s", s->save, name);
     int rc = 0;
     fault_point("recover.in");
-    if (what == TEMPORARY && strncmp(name, "iter_", 5) == 0 && strstr(name, ".tmp-") &&
-        folder_exists(path))
-        rc = recover_temporary(s, name);
-    else if (what == ASIDE && strncmp(name, CKPT_ASIDE, strlen(CKPT_ASIDE)) == 0)
+    if (what == TEMPORARY && strncmp(name, "iter_", 5) == 0 && strstr(name, ".tmp-")) {
+        bool there;
+        rc = folder_look(path, &there);
+        *unread = rc != 0;
+        if (!rc && there) rc = recover_temporary(s, name, unread);
+    } else if (what == ASIDE && strncmp(name, CKPT_ASIDE, strlen(CKPT_ASIDE)) == 0)
         rc = recover_aside(s, name);
     else if (what == RUBBISH && strncmp(name, CKPT_TRASH, strlen(CKPT_TRASH)) == 0)
         rc = folder_remove(path);
@@ -157,15 +165,17 @@ static int recover_one(const struct ckpt_settings *s, const char *name, enum rec
 }
 
 /* What may hold a checkpoint first, what is to go last. */
-int ckpt_recover(const struct ckpt_settings *s) {
+int ckpt_recover(const struct ckpt_settings *s, bool *unread) {
     struct name_list list;
     int rc = 0;
     fault_point("recover.before");
     if (!folder_exists(s->save)) return 0;
-    TRY(folder_list(s->save, &list));
+    rc = folder_list(s->save, &list);
+    *unread = rc != 0;
+    TRY(rc);
     for (int what = TEMPORARY; what < RECOVERIES; what++)
         for (int64_t i = 0; !rc && i < list.n; i++)
-            rc = recover_one(s, list.name[i], (enum recovery)what);
+            rc = recover_one(s, list.name[i], (enum recovery)what, unread);
     fault_point("recover.after");
     name_list_free(&list);
     return rc;

@@ -145,7 +145,8 @@ int safetensors_list_tf(struct safetensors *s) {
     struct listing l = {.to = s, .file = &s->file[s->n_files - 1]};
     char *path = xasprintf("/proc/self/fd/%d", l.file->fd); /* the file that was looked at */
     h5_begin(NULL);
-    hid_t access = h5_access();
+    struct h5_inlet in;
+    hid_t access = h5_read_access(&in);
     hid_t file = access < 0 ? -1 : H5Fopen(path, H5F_ACC_RDONLY, access);
     if (file < 0)
         l.rc = h5_error(EXIT_BAD_DATA, "%s is no HDF5 file", l.file->name);
@@ -153,6 +154,7 @@ int safetensors_list_tf(struct safetensors *s) {
         l.rc = h5_error(EXIT_BAD_DATA, "%s cannot be listed", l.file->name);
     int rc = h5_close(l.rc, file, l.file->name);
     rc = h5_close(rc, access, "list");
+    rc = h5_inlet_verdict(rc, &in, l.file->name);
     h5_end(NULL);
     free(path);
     return rc ? rc : check_overlap(&l);

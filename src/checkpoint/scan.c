@@ -4,46 +4,42 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "ckpt_impl.h"
 
 #define CHUNK ((size_t)1 << 20)
-#define IO_TRIES 4
 
-/* What a network file system may get over. */
-static bool passing_error(int error) {
-    return error == EIO || error == ESTALE || error == EINTR;
-}
-
-static void pause_before_retry(int tries) {
-    struct timespec pause = {.tv_nsec = 50000000L << tries};
-    nanosleep(&pause, NULL);
+/* The code for a file of a checkpoint that cannot be opened or looked at: one that is missing, or a
+ * link, is damage, because the manifest names it. */
+static int code_of_errno(int error) {
+    int code = error == ELOOP ? EXIT_NO_INPUT : file_code_of_errno(error);
+    return code == EXIT_NO_INPUT ? EXIT_BAD_DATA : code;
 }
 
 /* A regular file inside the folder, never through a link. */
 static int open_file(const char *dir, const char *name, int *fd) {
     struct stat st;
-    int error = 0;
-    for (int tries = 0;; tries++) {
+    int error = 0, tries = 0;
+    do {
         int folder = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         *fd =
             folder < 0 ? -1 : openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
         error = errno;
         if (folder >= 0) close(folder);
-        if (*fd >= 0 || !passing_error(error) || tries == IO_TRIES) break;
-        pause_before_retry(tries);
-    }
+    } while (*fd < 0 && file_try_again(error, &tries));
     if (*fd < 0)
-        return error_raise(error == ENOENT || error == ELOOP ? EXIT_BAD_DATA : EXIT_IO,
-                           "%s/%s cannot be opened: %s", dir, name, strerror(error));
-    if (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)) return 0;
+        return error_raise(code_of_errno(error), "%s/%s cannot be opened: %s", dir, name,
+                           strerror(error));
+    error = fstat(*fd, &st) == 0 ? 0 : errno;
+    if (!error && S_ISREG(st.st_mode)) return 0;
     close(*fd);
+    if (error)
+        return error_raise(EXIT_IO, "%s/%s cannot be looked at: %s", dir, name, strerror(error));
     return error_raise(EXIT_BAD_DATA, "%s/%s is no regular file", dir, name);
 }
 
-/* Exactly n bytes at `at`; a passing EIO or ESTALE is tried again after a moment. */
+/* Exactly n bytes at `at`. */
 static int read_at(int fd, char *to, size_t n, int64_t at, const char *dir, const char *name) {
     int tries = 0;
     while (n > 0) {
@@ -56,11 +52,9 @@ static int read_at(int fd, char *to, size_t n, int64_t at, const char *dir, cons
         }
         if (got == 0)
             return error_raise(EXIT_BAD_DATA, "%s/%s ends at byte %lld", dir, name, (long long)at);
-        if (errno == EINTR) continue;
-        if (!passing_error(errno) || ++tries == IO_TRIES)
+        if (!file_try_again(errno, &tries))
             return error_raise(EXIT_IO, "%s/%s: reading failed at byte %lld: %s", dir, name,
                                (long long)at, strerror(errno));
-        pause_before_retry(tries);
     }
     return 0;
 }
@@ -121,20 +115,22 @@ static uint32_t expected_crc(const struct range *r) {
 static int64_t collect_ranges(const struct scan *s, struct range **out) {
     int64_t n = 0, capacity = 0, number = 0;
     struct range *range = NULL;
-    for (int64_t i = 0; i < s->m->n_tensors; i++)
-        for (int64_t j = 0; j < s->m->tensor[i].n_blocks; j++) {
-            const struct ckpt_block *b = &s->m->tensor[i].block[j];
-            if (b->file != s->file) continue;
-            for (int64_t k = 0; k < count_ranges(b); k++) {
-                bool its_turn = number++ % s->one_in == s->turn % s->one_in;
-                if (!its_turn && !(b->chunk && s->fill)) continue;
-                if (n == capacity) {
-                    capacity = capacity ? 2 * capacity : 256;
-                    range = xrealloc(range, (size_t)capacity * sizeof *range);
-                }
-                range[n++] = range_of(&s->m->tensor[i], b, k);
+    struct blocks_by_file own = {0};
+    const struct blocks_by_file *all = s->blocks;
+    if (all == NULL) own = manifest_by_file(s->m), all = &own;
+    for (int64_t i = all->first[s->file]; i < all->first[s->file + 1]; i++) {
+        const struct ckpt_block *b = all->block[i].block;
+        for (int64_t k = 0; k < count_ranges(b); k++) {
+            bool its_turn = number++ % s->one_in == s->turn % s->one_in;
+            if (!its_turn && !(b->chunk && s->fill)) continue;
+            if (n == capacity) {
+                capacity = capacity ? 2 * capacity : 256;
+                range = xrealloc(range, (size_t)capacity * sizeof *range);
             }
+            range[n++] = range_of(all->block[i].tensor, b, k);
         }
+    }
+    blocks_by_file_free(&own);
     if (n > 0) qsort(range, (size_t)n, sizeof *range, by_place);
     *out = range;
     return n;
@@ -282,12 +278,21 @@ int ckpt_check_block(const char *dir, const struct ckpt_manifest *m, const struc
 static int check_size(const char *dir, const struct ckpt_file *f) {
     struct stat st;
     char *path = xasprintf("%s/%s", dir, f->name);
-    int rc = 0;
-    if (lstat(path, &st) != 0)
-        rc = f->inspection ? 0
-                           : error_raise(EXIT_BAD_DATA, "%s is missing: %s", path, strerror(errno));
+    int rc = 0, error, tries = 0;
+    do {
+        error = lstat(path, &st) == 0 ? 0 : errno;
+    } while (error && file_try_again(error, &tries));
+    if (error && f->inspection)
+        rc = 0;
+    else if (error)
+        rc = error_raise(code_of_errno(error), "%s %s: %s", path,
+                         code_of_errno(error) == EXIT_BAD_DATA ? "is missing"
+                                                               : "cannot be looked at",
+                         strerror(error));
     else if (!S_ISREG(st.st_mode))
         rc = error_raise(EXIT_BAD_DATA, "%s is no regular file", path);
+    else if (st.st_size != f->bytes && !f->inspection && lfs_pointer_file(path))
+        rc = error_raise(EXIT_BAD_DATA, "%s " LFS_POINTER, path);
     else if (st.st_size != f->bytes && !f->inspection)
         rc = error_raise(EXIT_BAD_DATA, "%s has %lld bytes, the manifest says %lld: %s", path,
                          (long long)st.st_size, (long long)f->bytes,
@@ -299,19 +304,22 @@ static int check_size(const char *dir, const struct ckpt_file *f) {
 int ckpt_check_files(const char *dir, const struct ckpt_manifest *m) {
     struct name_list list;
     int rc = 0, one;
-    for (int64_t i = 0; i < m->n_files; i++)
-        if ((one = check_size(dir, &m->file[i])) && !rc) rc = one;
+    for (int64_t i = 0; i < m->n_files && (rc == 0 || ckpt_is_damage(rc)); i++)
+        if ((one = check_size(dir, &m->file[i])) && (!rc || !ckpt_is_damage(one))) rc = one;
+    if (rc && !ckpt_is_damage(rc)) return rc;
     TRY(folder_list(dir, &list));
-    for (int64_t i = 0; i < list.n; i++) {
-        bool known = strcmp(list.name[i], CKPT_MANIFEST) == 0;
-        for (int64_t j = 0; j < m->n_files && !known; j++)
-            known = strcmp(list.name[i], m->file[j].name) == 0;
+    const struct ckpt_file **file = manifest_files_by_name(m);
+    for (int64_t i = 0, j = 0; i < list.n; i++) { /* both are sorted */
+        while (j < m->n_files && strcmp(file[j]->name, list.name[i]) < 0) j++;
+        bool known = strcmp(list.name[i], CKPT_MANIFEST) == 0 ||
+                     (j < m->n_files && strcmp(file[j]->name, list.name[i]) == 0);
         if (known) continue;
         char shown[300];
         text_printable(list.name[i], shown, sizeof shown);
         one = error_raise(EXIT_BAD_DATA, "%s/%s is not in the manifest", dir, shown);
         if (!rc) rc = one;
     }
+    free(file);
     name_list_free(&list);
     return rc;
 }
@@ -321,13 +329,16 @@ int ckpt_verify_folder(const char *dir) {
     TRY(ckpt_read_manifest(dir, &m));
     int rc = ckpt_check_files(dir, m);
     if (!rc) rc = manifest_check_coverage(m, dir);
+    struct blocks_by_file blocks = manifest_by_file(m);
     for (int64_t i = 0, first = rc; !first && i < m->n_files; i++) {
         if (m->file[i].inspection) continue;
-        struct scan s = {.dir = dir, .m = m, .file = (int)i, .one_in = 1};
+        struct scan s = {.dir = dir, .m = m, .blocks = &blocks, .file = (int)i, .one_in = 1};
         s.sha256 = m->file[i].sha256[0] != 0;
         int one = ckpt_scan_file(&s);
-        if (one && !rc) rc = one;
+        if (one && (!rc || !ckpt_is_damage(one))) rc = one;
+        if (one && !ckpt_is_damage(one)) break;
     }
+    blocks_by_file_free(&blocks);
     manifest_free(m);
     return rc;
 }

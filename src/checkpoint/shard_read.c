@@ -33,7 +33,7 @@ int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manif
                 int64_t shard_index) {
     *r = (struct shard_reader){.m = m, .file_index = file, .file = -1};
     r->path = xasprintf("%s/%s", dir, m->file[file].name);
-    hid_t access = h5_access();
+    hid_t access = h5_read_access(&r->in);
     if (access >= 0) r->file = H5Fopen(r->path, H5F_ACC_RDONLY, access);
     int rc = r->file < 0 ? h5_error(EXIT_BAD_DATA, "%s could not be opened", r->path) : 0;
     rc = h5_close(rc, access, "list");
@@ -47,6 +47,7 @@ int reader_open(struct shard_reader *r, const char *dir, const struct ckpt_manif
 
 int reader_close(int rc, struct shard_reader *r) {
     rc = h5_close(rc, r->file, r->path);
+    rc = h5_inlet_verdict(rc, &r->in, r->path);
     free(r->path);
     r->path = NULL;
     return rc;
@@ -121,7 +122,7 @@ static int read_slab(const struct shard_reader *r, hid_t dataset, const struct c
     hid_t type = h5_dtype(t->dtype);
     int rc = 0;
     if (type < 0 || H5Dread(dataset, type, memory, file, H5P_DEFAULT, host) < 0)
-        rc = h5_error(EXIT_IO, "%s: %s could not be read", r->path, b->dataset);
+        rc = h5_error(EXIT_BAD_DATA, "%s: %s could not be read", r->path, b->dataset);
     return h5_close(rc, type, "type");
 }
 
@@ -193,7 +194,7 @@ static int read_column(const struct shard_reader *r, const char *name, hid_t typ
         rc = h5_error(EXIT_BAD_DATA, "%s: %s is no column of the table it is in", r->path, name);
     if (!rc) *v = xmalloc((size_t)points * 8);
     if (!rc && H5Dread(d, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, *v) < 0)
-        rc = h5_error(EXIT_IO, "%s: %s could not be read", r->path, name);
+        rc = h5_error(EXIT_BAD_DATA, "%s: %s could not be read", r->path, name);
     *n = points;
     rc = h5_close(rc, space, "space");
     return h5_close(rc, d, name);
@@ -205,8 +206,10 @@ int reader_history(const struct shard_reader *r, struct ckpt_row **row, int64_t 
                                         "training/history/grad_norm"};
     *row = NULL;
     *n = 0;
-    htri_t group = H5Lexists(r->file, "training/history", H5P_DEFAULT);
-    if (group <= 0 || H5Lexists(r->file, "training/history/step", H5P_DEFAULT) <= 0) return 0;
+    htri_t there = H5Lexists(r->file, "training/history", H5P_DEFAULT);
+    if (there > 0) there = H5Lexists(r->file, "training/history/step", H5P_DEFAULT);
+    if (there < 0) return h5_error(EXIT_BAD_DATA, "%s: no history can be found", r->path);
+    if (there == 0) return 0;
     int64_t rows = -1;
     int rc = read_column(r, "training/history/step", H5T_NATIVE_INT64, &step, &rows);
     for (int k = 0; !rc && k < 3; k++)
@@ -227,7 +230,9 @@ int reader_speed(const struct shard_reader *r, struct ckpt_speed **row, int64_t 
     void *step = NULL, *v = NULL;
     *row = NULL;
     *n = 0;
-    if (H5Lexists(r->file, "provenance/tokens_per_s", H5P_DEFAULT) <= 0) return 0;
+    htri_t there = H5Lexists(r->file, "provenance/tokens_per_s", H5P_DEFAULT);
+    if (there < 0) return h5_error(EXIT_BAD_DATA, "%s: no provenance can be found", r->path);
+    if (there == 0) return 0;
     int64_t rows = -1;
     int rc = read_column(r, "provenance/step", H5T_NATIVE_INT64, &step, &rows);
     if (!rc) rc = read_column(r, "provenance/tokens_per_s", H5T_NATIVE_DOUBLE, &v, &rows);

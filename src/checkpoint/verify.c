@@ -1,4 +1,5 @@
 /* strata checkpoint verify, and retention by hand. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,12 +10,11 @@
 static int clear_mark(const char *dir, FILE *to) {
     char *mark = xasprintf("%s.refused", dir);
     int rc = 0;
-    if (access(mark, F_OK) == 0) {
-        if (unlink(mark) != 0)
-            rc = error_raise(EXIT_NO_PERMISSION, "%s could not be removed", mark);
-        else
-            fprintf(to, "%s: removed\n", mark);
-    }
+    if (unlink(mark) == 0)
+        fprintf(to, "%s: removed\n", mark);
+    else if (errno != ENOENT)
+        rc = error_raise(exit_code_of_errno(errno), "%s could not be removed: %s", mark,
+                         strerror(errno));
     free(mark);
     return rc;
 }
@@ -65,7 +65,8 @@ static int verify_one(const char *dir, bool strict, bool clear, FILE *to) {
     int rc = ckpt_read_manifest(dir, &m);
     if (!rc) rc = verify_manifest(dir, m, strict);
     if (rc) {
-        fprintf(to, "%s: damaged\n", dir);
+        bool judged = ckpt_is_damage(rc) || rc == EXIT_RESUME;
+        fprintf(to, "%s: %s\n", dir, judged ? "damaged" : "could not be read");
         manifest_free(m);
         return as_damage(rc);
     }
@@ -84,13 +85,13 @@ static int verify_all(const char *folder, bool strict, bool clear, FILE *to) {
     TRY(folder_list(folder, &list));
     int rc = 0;
     for (int64_t i = 0; i < list.n; i++) {
+        bool there;
         if (ckpt_folder_step(list.name[i]) < 0) continue;
         char *dir = xasprintf("%s/%s", folder, list.name[i]);
-        if (folder_exists(dir)) {
-            int one = verify_one(dir, strict, clear, to);
-            if (one && !rc) rc = one;
-            n++;
-        }
+        int one = folder_look(dir, &there);
+        if (!one && there) one = verify_one(dir, strict, clear, to);
+        if (one && !rc) rc = one;
+        n += one != 0 || there;
         free(dir);
     }
     name_list_free(&list);
@@ -103,11 +104,13 @@ int ckpt_verify(const char *where, bool strict, bool clear, FILE *to) {
     char *manifest = xasprintf("%s/%s", where, CKPT_MANIFEST), *dir = xstrdup(where);
     for (size_t n = strlen(dir); n > 1 && dir[n - 1] == '/';) dir[--n] = 0;
     const char *name = strrchr(dir, '/') ? strrchr(dir, '/') + 1 : dir;
-    bool one = access(manifest, F_OK) == 0 || ckpt_folder_step(name) >= 0;
-    int rc;
-    if (!folder_exists(dir))
+    bool one, there;
+    int rc = file_look(manifest, &one);
+    if (!rc) rc = folder_look(dir, &there);
+    one = one || ckpt_folder_step(name) >= 0;
+    if (!rc && !there)
         rc = error_raise(EXIT_NO_INPUT, "there is no folder %s", dir);
-    else
+    else if (!rc)
         rc = one ? verify_one(dir, strict, clear, to) : verify_all(dir, strict, clear, to);
     free(manifest);
     free(dir);

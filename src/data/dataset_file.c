@@ -3,11 +3,11 @@
  * (doc/checkpoint.md), so that equal data give equal bytes. */
 #include <errno.h>
 #include <fcntl.h>
-#include <hdf5.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "h5.h"
 #include "index_impl.h"
 
 #define FORMAT "strata-dataset"
@@ -15,18 +15,12 @@
 #define SLICE_BYTES ((size_t)64 << 20)
 #define COLUMN_BYTES_MAX ((hsize_t)1 << 40)
 
-/* The innermost entry of HDF5's own error stack says what really happened. */
-static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *arg) {
-    (void)n;
-    if (e->desc != NULL) snprintf(arg, 200, "%s", e->desc);
-    return 0;
-}
-
+/* exit_code is for what the file holds: where the storage failed, the code returned says so. */
 static int fail(int exit_code, const char *path, const char *what) {
-    char why[200] = "no reason given";
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_innermost, why);
-    H5Eclear2(H5E_DEFAULT);
-    return error_raise(exit_code, "dataset index %s: %s failed: %s", path, what, why);
+    char why[200];
+    exit_code = h5_take_reason(exit_code, why, sizeof why);
+    return error_raise(exit_code, "dataset index %s: %s failed: %s", path, what,
+                       why[0] ? why : "no reason given");
 }
 
 static hid_t memory_type(enum index_column c) {
@@ -100,13 +94,12 @@ static bool get_i64(hid_t at, const char *name, int64_t *v) {
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-static hid_t create_file(const char *path) {
+static hid_t create_file(const char *path, struct h5_outlet *out) {
     hid_t access = H5Pcreate(H5P_FILE_ACCESS), creation = H5Pcreate(H5P_FILE_CREATE);
-    H5Pset_fapl_sec2(access);
+    h5_use_outlet(access, out);
     H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
     H5Pset_alignment(access, 1 << 20, 1 << 20);
     H5Pset_fclose_degree(access, H5F_CLOSE_SEMI);
-    H5Pset_file_locking(access, true, true);
     H5Pset_obj_track_times(creation, false);
     H5Pset_link_creation_order(creation, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED);
     hid_t file = H5Fcreate(path, H5F_ACC_EXCL, creation, access);
@@ -166,17 +159,26 @@ static bool write_header(hid_t file, const struct index *x, const char *settings
 }
 
 static int write_file(const char *path, const struct index *x, const char *settings) {
-    hid_t file = create_file(path);
+    struct h5_outlet out = {.fd = -1};
+    hid_t file = create_file(path, &out);
+    if (file < 0 && out.error != 0)
+        return error_raise(EXIT_CANT_CREATE, "dataset index %s cannot be created: %s", path,
+                           strerror(out.error));
     if (file < 0) return fail(EXIT_CANT_CREATE, path, "creating it");
     int rc = write_header(file, x, settings) ? 0 : fail(EXIT_IO, path, "writing its header");
     for (int c = 0; c < N_COLUMNS && rc == 0; c++)
         if (!write_column(file, x, c)) rc = fail(EXIT_IO, path, column_kind[c].name);
     if (H5Fclose(file) < 0 && rc == 0) rc = fail(EXIT_IO, path, "closing it");
+    if (out.error == 0 && fsync(out.fd) != 0) out.error = errno;
+    if (close(out.fd) != 0 && out.error == 0) out.error = errno;
+    if (out.error != 0 && rc == 0)
+        rc = error_raise(EXIT_IO, "dataset index %s cannot be written: %s", path,
+                         strerror(out.error));
     return rc;
 }
 
-static int sync_path(const char *path, int flags) {
-    int fd = open(path, flags | O_CLOEXEC);
+static int sync_folder(const char *path) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int rc = fd < 0 || fsync(fd) != 0
                  ? error_raise(EXIT_IO, "%s cannot be synchronised: %s", path, strerror(errno))
                  : 0;
@@ -185,13 +187,12 @@ static int sync_path(const char *path, int flags) {
 }
 
 static int publish(const char *temporary, const char *path) {
-    TRY(sync_path(temporary, O_RDONLY));
     if (rename(temporary, path) != 0)
         return error_raise(EXIT_CANT_CREATE, "%s cannot be renamed to %s: %s", temporary, path,
                            strerror(errno));
     char *folder = xstrdup(path), *slash = strrchr(folder, '/');
     if (slash != NULL) *slash = '\0';
-    int rc = sync_path(slash != NULL ? folder : ".", O_RDONLY | O_DIRECTORY);
+    int rc = sync_folder(slash != NULL ? folder : ".");
     free(folder);
     return rc;
 }
@@ -209,12 +210,12 @@ int index_file_write(const char *path, const struct index *x, const char *settin
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static hid_t open_file(const char *path) {
+static hid_t open_file(const char *path, struct h5_inlet *in) {
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-    H5Pset_fapl_sec2(access);
+    *in = (struct h5_inlet){0};
+    h5_use_inlet(access, in);
     H5Pset_fclose_degree(access, H5F_CLOSE_SEMI);
-    H5Pset_file_locking(access, true, true);
     hid_t file = H5Fopen(path, H5F_ACC_RDONLY, access);
     H5Pclose(access);
     return file;
@@ -247,12 +248,21 @@ static bool read_column(hid_t file, enum index_column c, struct column *col) {
     return good;
 }
 
-static int read_header(hid_t file, const char *path, struct index *x) {
+/* What was found in a file counts for nothing where a call on it failed. */
+static int unreadable(const char *path, const struct h5_inlet *in) {
+    return error_raise(file_code_of_errno(in->error), "dataset index %s cannot be read: %s", path,
+                       strerror(in->error));
+}
+
+static int read_header(hid_t file, const char *path, const struct h5_inlet *in, struct index *x) {
     char format[32];
     int64_t version = 0;
-    if (!get_string(file, "format", format, sizeof format) || strcmp(format, FORMAT) != 0)
+    bool ours = get_string(file, "format", format, sizeof format) && strcmp(format, FORMAT) == 0;
+    bool read = ours && get_i64(file, "format_version", &version);
+    if (in->error != 0) return unreadable(path, in);
+    if (!ours)
         return error_raise(EXIT_BAD_DATA, "%s is HDF5, but no dataset index of strata", path);
-    if (!get_i64(file, "format_version", &version) || version != FORMAT_VERSION)
+    if (!read || version != FORMAT_VERSION)
         return error_raise(EXIT_BAD_DATA, "%s has format_version %lld, this program reads %d", path,
                            (long long)version, FORMAT_VERSION);
     if (!get_string(file, "digest", x->digest, sizeof x->digest) ||
@@ -260,21 +270,25 @@ static int read_header(hid_t file, const char *path, struct index *x) {
         !get_string(file, "notes", x->notes, sizeof x->notes) ||
         !get_i64(file, "skipped_bad_image", &x->skipped_bad_image) ||
         !get_i64(file, "skipped_no_target", &x->skipped_no_target))
-        return fail(EXIT_BAD_DATA, path, "reading its header");
+        return in->error != 0 ? unreadable(path, in)
+                              : fail(EXIT_BAD_DATA, path, "reading its header");
     return 0;
 }
 
 static int read_columns(const char *path, int first, struct index *x) {
+    struct h5_inlet in;
     *x = (struct index){0};
-    hid_t file = open_file(path);
+    hid_t file = open_file(path, &in);
     if (file < 0) return fail(EXIT_BAD_DATA, path, "opening it as HDF5");
-    int rc = read_header(file, path, x);
+    int rc = read_header(file, path, &in, x);
     for (int c = first; c < N_COLUMNS && rc == 0; c++)
         if (!read_column(file, c, &x->col[c]))
-            rc = error_raise(EXIT_BAD_DATA,
-                             "dataset index %s: column %s is missing or damaged; make it again: "
-                             "strata prepare JOB.ini --rebuild",
-                             path, column_kind[c].name);
+            rc = in.error != 0
+                     ? unreadable(path, &in)
+                     : error_raise(EXIT_BAD_DATA,
+                                   "dataset index %s: column %s is missing or damaged; make it "
+                                   "again: strata prepare JOB.ini --rebuild",
+                                   path, column_kind[c].name);
     H5Eclear2(H5E_DEFAULT);
     H5Fclose(file);
     if (rc != 0) index_free(x);

@@ -31,6 +31,7 @@ static json_t *new_raw_real(double v) {
     return json_real(v);
 }
 
+#include "encoding.h"
 #include "json.h"
 
 #define MAX_DEPTH 64
@@ -128,10 +129,11 @@ int json_read_text(const char *name, const char *text, size_t bytes, struct json
 }
 
 int json_read_file(const char *path, size_t max_bytes, struct json **root) {
-    char *text;
+    char *text, why[ENCODING_WHY_BYTES];
     size_t bytes;
     TRY(file_read(path, max_bytes, &text, &bytes));
-    int rc = json_read_text(path, text, bytes, root);
+    int rc = encoding_is_foreign(text, bytes, why) ? error_raise(EXIT_BAD_DATA, "%s %s", path, why)
+                                                   : json_read_text(path, text, bytes, root);
     free(text);
     return rc;
 }

@@ -63,14 +63,24 @@ static int sort_tensors(struct safetensors *s) {
 }
 
 /* ---- the index ---------------------------------------------------------------------------------------- */
-static int file_number(const struct safetensors *s, const char *name) {
-    for (int i = 0; i < s->n_files; i++)
-        if (strcmp(s->file[i].name, name) == 0) return i;
-    return -1;
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-static int open_shards(struct safetensors *s, int folder, const char *path, const struct json *map,
-                       bool follow_links) {
+/* Each file once, in the order of their names. */
+static int open_named(struct safetensors *s, int folder, const char *path, const char **file,
+                      size_t n, bool follow_links) {
+    if (n > 0) qsort(file, n, sizeof *file, by_text);
+    for (size_t i = 0; i < n; i++) {
+        if (i > 0 && strcmp(file[i - 1], file[i]) == 0) continue;
+        int rc = safetensors_add_file(s, folder, file[i], follow_links);
+        if (rc) return error_note(rc, "which %s names", path);
+    }
+    return 0;
+}
+
+/* *file: the name that each tensor of the index has. */
+static int list_shards(const char *path, const struct json *map, const char **file, size_t *n) {
     const char *key;
     const struct json *value;
     for (void *i = NULL; (i = json_member(map, i, &key, &value));) {
@@ -84,11 +94,19 @@ static int open_shards(struct safetensors *s, int folder, const char *path, cons
                 "%s: tensor \"%s\" is said to be in \"%s\": allowed is the name of a "
                 ".safetensors file beside the index, without a path",
                 path, tensor, shown);
-        if (file_number(s, name) >= 0) continue;
-        int rc = safetensors_add_file(s, folder, name, follow_links);
-        if (rc) return error_note(rc, "which %s names", path);
+        file[(*n)++] = name;
     }
     return 0;
+}
+
+static int open_shards(struct safetensors *s, int folder, const char *path, const struct json *map,
+                       bool follow_links) {
+    const char **file = xmalloc((json_size(map) + 1) * sizeof *file);
+    size_t n = 0;
+    int rc = list_shards(path, map, file, &n);
+    if (!rc) rc = open_named(s, folder, path, file, n, follow_links);
+    free(file);
+    return rc;
 }
 
 /* Each tensor of the index in the file it names, each tensor of the files in the index. */
@@ -114,20 +132,22 @@ static int check_map(const struct safetensors *s, const char *path, const struct
     return 0;
 }
 
-/* Some writers gave the size as a real number. */
-static int check_total(const struct safetensors *s, const char *path, const struct json *root) {
+/* What the index says of itself decides nothing: no reader believes it, and known tools write the number
+ * of tensors there, or a size from before they changed the type. Some gave it as a real number. */
+static void compare_total(const struct safetensors *s, const char *path, const struct json *root) {
     const struct json *meta = json_get(root, "metadata");
     const struct json *size =
         meta != NULL && json_kind(meta) == JSON_OBJECT ? json_get(meta, "total_size") : NULL;
     int64_t total = 0;
-    if (size == NULL) return 0;
+    if (size == NULL) return;
     for (int64_t i = 0; i < s->n; i++) total += s->tensor[i].bytes;
     enum json_kind kind = json_kind(size);
     if ((kind == JSON_INTEGER && json_integer(size) == total) ||
         (kind == JSON_REAL && !(fabs(json_real(size) - (double)total) >= 1.0)))
-        return 0;
-    return error_raise(EXIT_BAD_DATA, "%s: total_size is not the %lld bytes that the tensors have",
-                       path, (long long)total);
+        return;
+    log_warn("%s: its total_size is not the %lld bytes that the tensors have; the tensors are read "
+             "as their files say",
+             path, (long long)total);
 }
 
 static int open_index(struct safetensors *s, int folder, bool follow_links) {
@@ -135,8 +155,10 @@ static int open_index(struct safetensors *s, int folder, bool follow_links) {
     struct json *root = NULL;
     struct stat st;
     int rc = 0;
-    if (fstatat(folder, ST_INDEX_NAME, &st, follow_links ? 0 : AT_SYMLINK_NOFOLLOW) != 0 ||
-        !S_ISREG(st.st_mode))
+    if (fstatat(folder, ST_INDEX_NAME, &st, follow_links ? 0 : AT_SYMLINK_NOFOLLOW) != 0)
+        rc = error_raise(file_code_of_errno(errno), "%s cannot be looked at: %s", path,
+                         strerror(errno));
+    else if (!S_ISREG(st.st_mode))
         rc = error_raise(EXIT_BAD_DATA, "%s is no regular file", path);
     if (!rc) rc = json_read_file(path, ST_INDEX_MAX, &root);
     const struct json *map =
@@ -146,7 +168,7 @@ static int open_index(struct safetensors *s, int folder, bool follow_links) {
     if (!rc) rc = open_shards(s, folder, path, map, follow_links);
     if (!rc) rc = sort_tensors(s);
     if (!rc) rc = check_map(s, path, map);
-    if (!rc) rc = check_total(s, path, root);
+    if (!rc) compare_total(s, path, root);
     if (root != NULL) json_free(root);
     free(path);
     return rc;
@@ -156,6 +178,18 @@ static int open_index(struct safetensors *s, int folder, bool follow_links) {
 static bool has_suffix(const char *name, const char *suffix) {
     size_t n = strlen(name), k = strlen(suffix);
     return n > k && strcmp(name + n - k, suffix) == 0;
+}
+
+/* Whether the folder has something of that name, be it a link to nowhere. */
+static int look(const struct safetensors *s, int folder, const char *name, bool *there) {
+    int rc, tries = 0;
+    do {
+        rc = faccessat(folder, name, F_OK, AT_SYMLINK_NOFOLLOW);
+    } while (rc != 0 && file_try_again(errno, &tries));
+    *there = rc == 0;
+    if (rc == 0 || file_code_of_errno(errno) == EXIT_NO_INPUT) return 0;
+    return error_raise(file_code_of_errno(errno), "%s/%s cannot be looked at: %s", s->path, name,
+                       strerror(errno));
 }
 
 static int choose_other(const struct safetensors *s, int folder, char *name, size_t size) {
@@ -171,7 +205,9 @@ static int choose_other(const struct safetensors *s, int folder, char *name, siz
     }
     name_list_free(&list);
     if (n == 1) return 0;
-    if (n == 0 && faccessat(folder, TF_WEIGHTS, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+    bool tf = false;
+    if (n == 0) TRY(look(s, folder, TF_WEIGHTS, &tf));
+    if (tf) {
         snprintf(name, size, "%s", TF_WEIGHTS);
         return 0;
     }
@@ -188,11 +224,13 @@ static int choose_other(const struct safetensors *s, int folder, char *name, siz
 static int open_folder(struct safetensors *s, int folder, bool follow_links) {
     static const char *const single[] = {"model.safetensors", "consolidated.safetensors"};
     char name[300] = "";
-    if (faccessat(folder, ST_INDEX_NAME, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
-        return open_index(s, folder, follow_links);
-    for (int i = 1; i >= 0; i--)
-        if (faccessat(folder, single[i], F_OK, AT_SYMLINK_NOFOLLOW) == 0)
-            snprintf(name, sizeof name, "%s", single[i]);
+    bool there;
+    TRY(look(s, folder, ST_INDEX_NAME, &there));
+    if (there) return open_index(s, folder, follow_links);
+    for (int i = 1; i >= 0; i--) {
+        TRY(look(s, folder, single[i], &there));
+        if (there) snprintf(name, sizeof name, "%s", single[i]);
+    }
     if (name[0] == 0) TRY(choose_other(s, folder, name, sizeof name));
     int rc = safetensors_add_file(s, folder, name, follow_links);
     if (rc) return error_note(rc, "in %s", s->path);
@@ -201,7 +239,9 @@ static int open_folder(struct safetensors *s, int folder, bool follow_links) {
 
 static int open_path(struct safetensors *s, bool follow_links) {
     struct stat st;
-    if (stat(s->path, &st) != 0)
+    bool there;
+    TRY(file_look(s->path, &there));
+    if (!there || stat(s->path, &st) != 0)
         return error_raise(EXIT_NO_INPUT, "%s: there is no such file or folder", s->path);
     if (!S_ISDIR(st.st_mode)) {
         TRY(safetensors_add_file(s, AT_FDCWD, s->path, follow_links));
@@ -209,7 +249,8 @@ static int open_path(struct safetensors *s, bool follow_links) {
     }
     int folder = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0)
-        return error_raise(EXIT_NO_PERMISSION, "%s cannot be opened: %s", s->path, strerror(errno));
+        return error_raise(file_code_of_errno(errno), "%s cannot be opened: %s", s->path,
+                           strerror(errno));
     int rc = open_folder(s, folder, follow_links);
     close(folder);
     return rc;

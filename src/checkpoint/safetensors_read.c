@@ -43,19 +43,22 @@ static bool take_size(const struct json *v, int64_t *out) {
     return *out >= 0;
 }
 
-/* Sets bytes = product of shape times element size, checked. */
+/* Sets bytes = product of shape times element size, checked in this order: a dimension of 0 makes those
+ * behind it harmless, as for the reference reader. */
 static int take_shape(const char *path, const struct json *v, struct safetensor *t) {
     if (v == NULL || json_kind(v) != JSON_ARRAY) return bad(path, t->name, "it has no shape");
     if (json_size(v) > SAFETENSORS_DIMS)
         return bad(path, t->name, "it has more than 8 dimensions, no weight has");
     t->n_dims = (int)json_size(v);
-    t->bytes = (int64_t)safetensors_dtype_size(t->dtype);
+    t->bytes = 1;
     for (int d = 0; d < t->n_dims; d++) {
         if (!take_size(json_at(v, (size_t)d), &t->shape[d]))
             return bad(path, t->name, "its shape holds something else than sizes");
         if (__builtin_mul_overflow(t->bytes, t->shape[d], &t->bytes))
             return bad(path, t->name, "the product of its shape overflows");
     }
+    if (__builtin_mul_overflow(t->bytes, (int64_t)safetensors_dtype_size(t->dtype), &t->bytes))
+        return bad(path, t->name, "the product of its shape overflows");
     return 0;
 }
 
@@ -77,9 +80,11 @@ static int take_offsets(const char *path, const struct json *v, int64_t data, in
     return 0;
 }
 
+/* It says nothing about the tensors. null counts as none, as for the reference reader. */
 static int check_metadata(const char *path, const struct json *v) {
     const char *key;
     const struct json *value;
+    if (json_kind(v) == JSON_NULL) return 0;
     if (json_kind(v) != JSON_OBJECT)
         return error_raise(EXIT_BAD_DATA, "%s: __metadata__ is no object", path);
     for (void *i = NULL; (i = json_member(v, i, &key, &value));)
@@ -146,9 +151,10 @@ static int check_places(const char *path, struct safetensor *t, int64_t n, int64
 /* ---- bytes --------------------------------------------------------------------------------------------- */
 static int read_at(int fd, const char *path, void *to, int64_t bytes, int64_t at) {
     char *p = to;
+    int tries = 0;
     while (bytes > 0) {
         ssize_t got = pread(fd, p, (size_t)bytes, at);
-        if (got < 0 && errno == EINTR) continue;
+        if (got < 0 && file_try_again(errno, &tries)) continue;
         if (got < 0)
             return error_raise(EXIT_IO, "%s cannot be read at byte %lld: %s", path, (long long)at,
                                strerror(errno));
@@ -191,27 +197,42 @@ static int read_header(struct safetensors *s, const struct safetensors_file *f) 
                         f->bytes);
 }
 
+/* Before the bytes of a text are taken for sizes. */
+static int check_pointer(const struct safetensors_file *f) {
+    char text[1024];
+    if (f->bytes >= (int64_t)sizeof text) return 0;
+    TRY(read_at(f->fd, f->name, text, f->bytes, 0));
+    if (!lfs_pointer(text, (size_t)f->bytes)) return 0;
+    return error_raise(EXIT_BAD_DATA, "%s " LFS_POINTER, f->name);
+}
+
 int safetensors_add_file(struct safetensors *s, int folder_fd, const char *name,
                          bool follow_links) {
     struct stat st;
-    int links = follow_links ? 0 : O_NOFOLLOW;
-    int fd = openat(folder_fd, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC | links);
+    int links = follow_links ? 0 : O_NOFOLLOW, fd, tries = 0;
+    do {
+        fd = openat(folder_fd, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC | links);
+    } while (fd < 0 && file_try_again(errno, &tries));
     if (fd < 0 && errno == ELOOP)
         return error_raise(EXIT_BAD_DATA,
                            "%s is a symbolic link: copy the folder with cp -rL, or "
                            "say --follow-links",
                            name);
     if (fd < 0)
-        return error_raise(errno == ENOENT   ? EXIT_NO_INPUT
-                           : errno == EACCES ? EXIT_NO_PERMISSION
-                                             : EXIT_IO,
-                           "%s cannot be opened: %s", name, strerror(errno));
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        return error_raise(file_code_of_errno(errno), "%s cannot be opened: %s", name,
+                           strerror(errno));
+    if (fstat(fd, &st) != 0) {
+        int error = errno;
+        close(fd);
+        return error_raise(EXIT_IO, "%s cannot be looked at: %s", name, strerror(error));
+    }
+    if (!S_ISREG(st.st_mode)) {
         close(fd);
         return error_raise(EXIT_BAD_DATA, "%s is no regular file", name);
     }
     s->file = xrealloc(s->file, (size_t)(s->n_files + 1) * sizeof *s->file);
     s->file[s->n_files++] = (struct safetensors_file){xstrdup(name), fd, (int64_t)st.st_size};
+    TRY(check_pointer(&s->file[s->n_files - 1]));
     return strcmp(name, TF_WEIGHTS) == 0 ? safetensors_list_tf(s)
                                          : read_header(s, &s->file[s->n_files - 1]);
 }

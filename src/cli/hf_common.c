@@ -60,6 +60,8 @@ int hf_copy_file(const char *from_folder, const char *name, const char *to_folde
     int rc = 0;
     if (access(from, F_OK) == 0) {
         rc = file_read(from, COPY_MAX, &data, &bytes);
+        if (!rc && lfs_pointer(data, bytes))
+            rc = error_raise(EXIT_BAD_DATA, "%s " LFS_POINTER, from);
         if (!rc) rc = file_write_atomic(to, data, bytes);
         if (!rc) ++*n_copied;
     }

@@ -86,6 +86,10 @@ char *config_place_text(const struct config *cfg, int k);
 
 /* Text to field, with the row's range. NULL if well, else why not (static or in `why`). */
 const char *config_parse_value(struct config *cfg, int k, const char *text, char why[512]);
+/* A path with ~/, $NAME and ${NAME} in it as a shell would expand it; $$ is a dollar sign. NULL if well
+ * (*out is allocated), else why not. */
+const char *config_expand_path(const char *text, char **out, char why[512]);
+char *config_escape_path(const char *path); /* such that it expands to `path` again; free() it */
 void config_set_unset(struct config *cfg, int k);
 bool config_is_unset(const struct config *cfg, int k);
 void config_set_default(struct config *cfg, int k);

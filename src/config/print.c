@@ -92,10 +92,11 @@ static void print_template_key(const struct config_key *key, FILE *to) {
 }
 
 int config_print_template(FILE *to) {
-    fprintf(to,
-            "; A job file of strata %s. Lines that begin with ; are comments: what they show is\n"
-            "; what holds without them. Paths are relative to this file.\n",
-            STRATA_VERSION);
+    fprintf(
+        to,
+        "; A job file of strata %s. Lines that begin with ; are comments: what they show is\n"
+        "; what holds without them. Paths are relative to this file; ~/ and $NAME are expanded.\n",
+        STRATA_VERSION);
     for (const struct config_section *s = config_sections; s->name != NULL; s++) {
         fprintf(to, "\n; ---- %s\n[%s]\n", s->meaning, s->name);
         for (int k = 0; k < config_n_keys; k++)
@@ -114,10 +115,17 @@ static const char *const manual_head =
     "keys\n"
     "are compared without case. A value that holds `;` or `#` is quoted; a comment behind a value\n"
     "has blanks around its `;`. Whole numbers are decimal (`010` is ten), reals may have an\n"
-    "exponent, lists have commas. Paths are relative to the job file. Whatever is doubtful "
-    "(unknown\n"
-    "or repeated keys, text behind a number, a byte-order mark, carriage returns, lines over 1022\n"
-    "bytes) is refused with file and line, all faults in one go, exit code 64.\n"
+    "exponent, lists have commas. Whatever is doubtful (unknown or repeated keys, text behind a\n"
+    "number, a byte-order mark, carriage returns, lines over 1022 bytes) is refused with file and\n"
+    "line, all faults in one go, exit code 64.\n"
+    "\n"
+    "Paths are relative to the job file. As in a shell, `~/` at the beginning is the home folder, "
+    "and\n"
+    "`$NAME` and `${NAME}` are environment variables; one that is not set, or is empty, is "
+    "refused.\n"
+    "`$$` is a dollar sign, `./~` a file of that name. Each rank expands them for itself. "
+    "`used.ini`\n"
+    "holds the expanded paths. Arguments of commands that are no keys are left to the shell.\n"
     "\n"
     "Arguments `section:key=value` behind the job file win over it, under the same checks.\n"
     "`used.ini` in the run's folder holds every key as it was used and reproduces the run.\n"
@@ -210,6 +218,11 @@ static void print_used_key(const struct config *cfg, int k, FILE *to) {
     if (value == NULL) {
         fprintf(to, "; %s is unset\n", config_table[k].name);
         return;
+    }
+    if (config_table[k].type == TYPE_PATH) { /* it is expanded, and must not be once more */
+        char *path = value;
+        value = config_escape_path(path);
+        free(path);
     }
     fprintf(to, "%s%s = ", follows_only(cfg, k) ? "; " : "", config_table[k].name);
     print_value(value, to);

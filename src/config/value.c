@@ -67,7 +67,7 @@ void config_allowed_text(const struct config_key *key, char text[512]) {
         choices_text(key->choices, text);
         break;
     case TYPE_PATH:
-        snprintf(text, 512, "a path");
+        snprintf(text, 512, "a path; ~/, $NAME and ${NAME} are expanded");
         break;
     default:
         snprintf(text, 512, "a text");
@@ -168,15 +168,20 @@ static const char *check_text(const struct config_key *key, const char *text) {
     return NULL;
 }
 
-static const char *parse_text(struct config *cfg, int k, const char *text, char **field) {
+static const char *parse_text(struct config *cfg, int k, const char *text, char **field,
+                              char why[512]) {
     const struct config_key *key = &config_table[k];
-    bool is_path = key->type == TYPE_PATH;
-    if (is_path && *text == '\0') return "the path is empty";
-    if (is_path) {
-        while (strncmp(text, "./", 2) == 0) text += 2;
-        *field = text[0] == '/' ? xstrdup(text) : xasprintf("%s/%s", cfg->source->folder, text);
-    } else
+    char *path;
+    if (key->type != TYPE_PATH) {
         *field = xstrdup(text);
+        return check_text(key, *field);
+    }
+    if (*text == '\0') return "the path is empty";
+    const char *fault = config_expand_path(text, &path, why), *from = path;
+    if (fault != NULL) return fault;
+    while (strncmp(from, "./", 2) == 0) from += 2;
+    *field = from[0] == '/' ? xstrdup(from) : xasprintf("%s/%s", cfg->source->folder, from);
+    free(path);
     return check_text(key, *field);
 }
 
@@ -257,7 +262,7 @@ const char *config_parse_value(struct config *cfg, int k, const char *text, char
         break;
     case TYPE_TEXT:
     case TYPE_PATH:
-        fault = parse_text(cfg, k, text, field);
+        fault = parse_text(cfg, k, text, field, why);
         break;
     case TYPE_INTS:
     case TYPE_REALS:

@@ -616,6 +616,72 @@ static int tear_down(void **state) {
     return rmdir(dir);
 }
 
+/* ---- paths as a shell reads them -------------------------------------------------------------- */
+/* save = value gives `path`; NULL: it is refused with `word`, in the job file and as an argument. */
+static void path_becomes(const char *value, const char *path, const char *word) {
+    char *line = xasprintf("[checkpoint]\nsave = \"%s\"", value);
+    char *argument = xasprintf("checkpoint:save=%s", value);
+    for (int i = 0; i < 2; i++) {
+        int last = write_job("checkpoint", "", i == 0 ? line : "");
+        struct config *cfg = load(i, &argument);
+        if (path != NULL) {
+            if (cfg == NULL) fail_msg("%s: %s", value, error_text());
+            assert_string_equal(cfg->checkpoint.save, path);
+            FILE *to = fopen(echo, "w");
+            assert_int_equal(config_write_used(cfg, to), 0);
+            fclose(to);
+            struct config *again = NULL;
+            assert_int_equal(config_load(echo, 0, NULL, &again), 0);
+            assert_string_equal(again->checkpoint.save, path);
+            config_free(again);
+        } else {
+            char *place = i == 0 ? xasprintf(":%d: [checkpoint] save", last)
+                                 : xasprintf("%s\": [checkpoint] save", argument);
+            assert_null(cfg);
+            if (strstr(error_text(), word) == NULL || strstr(error_text(), place) == NULL)
+                fail_msg("%s: %s", value, error_text());
+            free(place);
+        }
+        config_free(cfg);
+    }
+    free(line);
+    free(argument);
+}
+
+static void test_paths_as_in_a_shell(void **state) {
+    (void)state;
+    char *home = getenv("HOME") != NULL ? xstrdup(getenv("HOME")) : NULL;
+    char *beside = xasprintf("%s/under/ck", dir), *literal = xasprintf("%s/~", dir);
+    setenv("HOME", "/h/ome", 1);
+    setenv("STRATA_T", "/scr/a$b", 1);
+    setenv("STRATA_REL", "under", 1);
+    setenv("STRATA_EMPTY", "", 1);
+    unsetenv("STRATA_NOT_SET");
+    path_becomes("~", "/h/ome", NULL);
+    path_becomes("~/ck", "/h/ome/ck", NULL);
+    path_becomes("$HOME/ck", "/h/ome/ck", NULL);
+    path_becomes("${HOME}ck/x~", "/h/omeck/x~", NULL);
+    path_becomes("$STRATA_T/ck", "/scr/a$b/ck", NULL);
+    path_becomes("/a/$$HOME/c$$", "/a/$HOME/c$", NULL);
+    path_becomes("$STRATA_REL/ck", beside, NULL);
+    path_becomes("./~", literal, NULL);
+    path_becomes("/a/~", "/a/~", NULL);
+    path_becomes("~user/ck", NULL, "~NAME is not known");
+    path_becomes("$STRATA_NOT_SET/ck", NULL, "variable STRATA_NOT_SET is not set");
+    path_becomes("${STRATA_NOT_SET}/ck", NULL, "variable STRATA_NOT_SET is not set");
+    path_becomes("$STRATA_EMPTY/ck", NULL, "variable STRATA_EMPTY is empty");
+    path_becomes("/a/$/ck", NULL, "is written $$");
+    path_becomes("/a/$1", NULL, "is written $$");
+    path_becomes("/a/${X", NULL, "is written $$");
+    path_becomes("/a/ck$", NULL, "is written $$");
+    unsetenv("HOME");
+    path_becomes("~/ck", NULL, "variable HOME is not set");
+    if (home != NULL) setenv("HOME", home, 1);
+    free(home);
+    free(beside);
+    free(literal);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_key_in_every_wrong_form),
@@ -633,6 +699,7 @@ int main(void) {
         cmocka_unit_test(test_trainable),
         cmocka_unit_test(test_printed_tables),
         cmocka_unit_test(test_pinpoints),
+        cmocka_unit_test(test_paths_as_in_a_shell),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -66,6 +66,11 @@ void rows_share(int64_t n, int p, int r, int64_t *first, int64_t *count) {
     *count = q + (r < m);
 }
 
+/* Where granule k of block b begins; behind the last one the block ends. */
+static int64_t granule_begin(const struct cut *c, int b, int64_t k) {
+    return k < cut_granules(c) ? min64(k * c->granule[b], c->size[b]) : c->size[b];
+}
+
 struct cut_part cut_part(const struct cut *c, int p, int r) {
     struct cut_part part = {.n_blocks = c->n_blocks};
     if (c->axis < 0) {
@@ -77,8 +82,7 @@ struct cut_part cut_part(const struct cut *c, int p, int r) {
     int64_t first, count, offset = 0;
     rows_share(cut_granules(c), p, r, &first, &count);
     for (int b = 0; b < c->n_blocks; b++) {
-        int64_t lo = min64(first * c->granule[b], c->size[b]);
-        int64_t hi = min64((first + count) * c->granule[b], c->size[b]);
+        int64_t lo = granule_begin(c, b, first), hi = granule_begin(c, b, first + count);
         part.global[b] = offset + lo;
         part.local[b] = part.total;
         part.count[b] = hi - lo;

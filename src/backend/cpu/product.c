@@ -3,9 +3,8 @@
  * OpenBLAS's small-matrix kernels for AVX-512 (SkylakeX, Cooperlake, SapphireRapids) call malloc and
  * free in some products: those without a transposed operand of at most 10^6 multiplications whose
  * last few columns, n modulo a vector of 64 bytes, are 1 to half a vector, over at least two vectors
- * of k. A training step allocates nothing, and a call to malloc inside the threads of a step costs
- * what the small kernel gains. So the library computes the columns before those, for which it does
- * not allocate, and the few columns are computed here. */
+ * of k. A training step allocates nothing, so the library computes the columns before those, for which
+ * it does not allocate, and the few columns are computed here. */
 #include <cblas.h>
 
 #include "real_impl.h"

@@ -4,7 +4,7 @@
 
 #include "base.h"
 
-/* Exact minimum over all legal splits of the largest stage cost, by dynamic programming, O(P n^2).
+/* Exact minimum over all legal splits of the largest stage cost, in O(n) time and memory.
  * cost[n_layers] >= 0, any unit. cut_allowed[n_layers+1]: may a cut have that many layers before it?
  * Entries 0 and n_layers are not read. layers_per_stage[P] >= 1. Among equal splits the one whose
  * list of counts is lexicographically smallest. Equal means equal as doubles: with integer costs

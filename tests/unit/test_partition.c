@@ -152,12 +152,107 @@ static void the_projector_stays_whole(void **state) {
     error_clear();
 }
 
+/* ---- the plain dynamic program, O(P n^2) --------------------------------------------------------- */
+#define DP_MAX 48
+struct table {
+    int n;
+    const bool *allowed;
+    double before[DP_MAX + 1], best[DP_MAX + 1][DP_MAX + 1]; /* [stages][first layer] */
+};
+
+static double first_stage(const struct table *t, int stages, int a, int b) {
+    if (b < t->n && !t->allowed[b]) return INFINITY;
+    return fmax(t->before[b] - t->before[a], t->best[stages - 1][b]);
+}
+
+static void fill(struct table *t, const double *cost, int P) {
+    t->before[0] = 0;
+    for (int i = 0; i < t->n; i++) t->before[i + 1] = t->before[i] + cost[i];
+    for (int s = 0; s <= P; s++)
+        for (int a = 0; a <= t->n; a++) {
+            t->best[s][a] = s == 0 && a == t->n ? 0 : INFINITY;
+            for (int b = a + 1; s > 0 && b <= t->n; b++)
+                t->best[s][a] = fmin(t->best[s][a], first_stage(t, s, a, b));
+        }
+}
+
+static void draw_costs(struct rng_key key, uint32_t trial, int n, double *cost, bool *allowed) {
+    uint32_t word[4];
+    for (int i = 0; i < n; i++) {
+        philox4x32(key, (const uint32_t[4]){trial, (uint32_t)i, 1, 0}, word);
+        double unit = (double)word[0] * 0x1p-32;
+        switch (trial % 4) {
+        case 0: /* numbers of any length: before[] rounds */
+            cost[i] = unit;
+            break;
+        case 1: /* a few kinds of layers, as in a model */
+            cost[i] = i < n / 3 ? 0.1 : i < n / 2 ? 0.7 : 0.3;
+            break;
+        case 2: /* 40 magnitudes: small layers vanish beside large ones */
+            cost[i] = ldexp(unit, (int)(word[1] % 133));
+            break;
+        default: /* ties, and layers that cost nothing */
+            cost[i] = 0.1 * (word[0] % 3);
+        }
+        allowed[i] = word[2] % 8 != 0 || word[3] % 3 == 0;
+    }
+}
+
+static void equals_the_dynamic_program(void **state) {
+    (void)state;
+    struct rng_key key = rng_run_key(11);
+    static struct table t;
+    int split = 0;
+    for (uint32_t trial = 0; trial < 4000; trial++) {
+        double cost[DP_MAX];
+        bool allowed[DP_MAX + 1] = {0};
+        int n = 1 + (int)(trial / 4 % DP_MAX), P = 1 + (int)(trial * 2654435761u % (uint32_t)n);
+        draw_costs(key, trial, n, cost, allowed);
+        t.n = n;
+        t.allowed = allowed;
+        fill(&t, cost, P);
+        int64_t got[DP_MAX];
+        bool found = t.best[P][0] < INFINITY;
+        assert_int_equal(plan_partition(cost, n, allowed, P, got), found ? 0 : EXIT_USAGE);
+        error_clear();
+        split += found;
+        for (int s = P, a = 0; found && s > 0; a += (int)got[P - s--]) {
+            int b = a + 1;
+            while (!(first_stage(&t, s, a, b) <= t.best[P][0])) b++;
+            assert_int_equal(got[P - s], b - a);
+        }
+    }
+    assert_true(split > 2000);
+}
+
+/* Took more than 20 s, and 48 GB where P is large. */
+static void a_hundred_thousand_layers(void **state) {
+    (void)state;
+    enum { N = 200002 };
+    double *cost = xmalloc(N * sizeof *cost), start = clock_seconds();
+    bool *allowed = xcalloc(N + 1, sizeof *allowed);
+    int64_t *got = xmalloc(N * sizeof *got);
+    for (int i = 0; i < N; i++) {
+        cost[i] = 1e12 + 1e-3 * (i % 7);
+        allowed[i] = i != 100001;
+    }
+    for (int P = 1; P < N; P = P * 23 + 1) {
+        assert_int_equal(plan_partition(cost, N, allowed, P, got), 0);
+        int64_t sum = 0;
+        for (int r = 0; r < P; r++) sum += got[r];
+        assert_int_equal(sum, N);
+    }
+    assert_true(clock_seconds() - start < 1);
+    free(cost);
+    free(allowed);
+    free(got);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(equals_brute_force),
-        cmocka_unit_test(five_stages_of_long_text),
-        cmocka_unit_test(four_stages_of_short_text),
-        cmocka_unit_test(the_projector_stays_whole),
+        cmocka_unit_test(equals_brute_force),        cmocka_unit_test(equals_the_dynamic_program),
+        cmocka_unit_test(a_hundred_thousand_layers), cmocka_unit_test(five_stages_of_long_text),
+        cmocka_unit_test(four_stages_of_short_text), cmocka_unit_test(the_projector_stays_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -45,6 +45,9 @@ enum exit_code {
 int error_raise(int exit_code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int error_note(int exit_code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int error_count(void);
+/* Is there no room for another sentence? Further ones are only counted, so nobody need compose them:
+ * a file of faults must not take longer than a file. */
+bool error_full(void);
 int error_code(void);         /* the first recorded exit code, 0 if none */
 const char *error_text(void); /* all recorded sentences, one per line; "" if none */
 void error_clear(void);

@@ -168,7 +168,11 @@ struct ckpt_pending;
  * measuring grid. The rank that writes for others needs room for theirs too, and these need no more
  * than ckpt_passing_bytes. */
 size_t ckpt_snapshot_bytes(const struct ckpt_state *state, bool moments);
-size_t ckpt_passing_bytes(const struct ckpt_state *state, bool moments);
+/* The same in two parts, for planning all ranks of a stage: what several ranks hold and share out,
+ * bytes[dp * TP + tp] for each of them (any of them may call it); and what this rank alone holds. */
+void ckpt_dealt_bytes(const struct ckpt_state *state, bool moments, size_t *bytes);
+size_t ckpt_sharded_bytes(const struct ckpt_state *state, bool moments);
+size_t ckpt_passing_bytes(const struct ckpt_state *state, bool weights, bool moments);
 /* Who writes for each of n ranks: the first of those on its machine, or of ranks_per_writer of them
  * (0: any number); node[r], from 0 on, is the machine of rank r. writer[n] is set. */
 void ckpt_writers(const int *node, int n, int64_t ranks_per_writer, int *writer);

@@ -13,6 +13,11 @@
 
 struct json; /* opaque value */
 
+/* A document may take so many bytes of memory for each of its own, or so many in all; a denser one is
+ * refused (EXIT_BAD_DATA) before it is parsed. Lists of records are read record by record instead. */
+#define JSON_MEMORY_FACTOR 24
+#define JSON_MEMORY_LEAST (16 << 20)
+
 /* Root of a document read from a file; a syntax error names file, byte offset and 40 characters of
  * context (EXIT_BAD_DATA). An integer beyond 64 bits is read as a real. Free the root with json_free. */
 int json_read_file(const char *path, size_t max_bytes, struct json **root);

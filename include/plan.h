@@ -43,10 +43,17 @@ struct plan_layout { /* one grid and what runs on it */
 /* The layout that a checked job file describes (config_check_world was called). split: resolved. */
 void plan_layout_from_config(const struct config *cfg, const int64_t *split,
                              struct plan_layout *out);
+/* EXIT_USAGE if what a plan counts for this model and micro-batch might not fit into 64 bits; comes
+ * before all that follows here. */
+int plan_check_size(const struct config *cfg, const struct stack *s, const struct microbatch *mb);
 /* Memory of one rank when `largest` is the largest micro-batch. EXIT_USAGE where a tensor cannot be
  * cut that often. */
 int plan_rank(const struct stack *s, const struct plan_layout *layout, int tp, int pp, int dp,
               const struct microbatch *largest, struct rank_plan *out);
+/* The same of all ranks of the grid, out[] by world rank. What ranks have alike is measured once: the
+ * time grows with the ranks and with the layers, not with their product. */
+int plan_ranks(const struct stack *s, const struct plan_layout *layout,
+               const struct microbatch *largest, struct rank_plan *out);
 
 /* FLOPs of each layer for one micro-batch with TP = 1, forward and backward as the frozen flags
  * have it: matrix products and visible attention pairs, counted from the layers' own code. The

@@ -210,7 +210,7 @@ static inline size_t model_room(const struct ckpt_settings *s, const struct ckpt
     ckpt_writers(node, n, s->ranks_per_writer, writer);
     comm_gather(world, &mine, sizeof mine, all);
     for (int r = 0; r < n; r++) sum += writer[r] == me ? all[r] : 0;
-    return writer[me] == me ? sum : ckpt_passing_bytes(st, true);
+    return writer[me] == me ? sum : ckpt_passing_bytes(st, true, true);
 }
 
 #endif

@@ -10,6 +10,7 @@
 /* The trace and the way out are the process's, not a run's: an error must be recordable from
  * anywhere, decoding threads included (hence the lock), and without memory that could be missing. */
 #define TRACE_BYTES 65536
+#define LEAST_BYTES 64 /* room without which a sentence is only counted */
 static struct {
     pthread_mutex_t lock;
     char text[TRACE_BYTES];
@@ -27,7 +28,7 @@ static void flatten(char *text) {
 /* Appends separator and text if both fit whole or cut; false if there is no room left at all. */
 static bool append(const char *separator, const char *text) {
     size_t room = TRACE_BYTES - 1 - trace.used, n_sep = strlen(separator), n = strlen(text);
-    if (room < n_sep + 64) return false;
+    if (room < n_sep + LEAST_BYTES) return false;
     if (n > room - n_sep) n = room - n_sep;
     memcpy(trace.text + trace.used, separator, n_sep);
     memcpy(trace.text + trace.used + n_sep, text, n);
@@ -66,6 +67,10 @@ int error_note(int exit_code, const char *fmt, ...) {
 
 int error_count(void) {
     return trace.n;
+}
+
+bool error_full(void) {
+    return TRACE_BYTES - 1 - trace.used <= LEAST_BYTES;
 }
 
 int error_code(void) {

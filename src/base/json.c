@@ -59,24 +59,56 @@ static int syntax_error(const char *name, const char *text, size_t bytes, size_t
                        context);
 }
 
-/* Offset of the bracket that opens level MAX_DEPTH + 1, or bytes. jansson's own limit is 2048. */
-static size_t too_deep_at(const char *text, size_t bytes) {
+/* What a value costs in jansson and malloc, in bytes: an empty object with its table, an empty array
+ * with its room, a string beside its own bytes, a member beside its key (the entry of the table), an
+ * element that follows another (its place, and what a number takes). */
+#define OBJECT_BYTES 224
+#define ARRAY_BYTES 128
+#define STRING_BYTES 80
+#define MEMBER_BYTES 48
+#define ELEMENT_BYTES 48
+
+struct survey {
+    size_t deep;   /* offset of the bracket that opens level MAX_DEPTH + 1, or the end */
+    size_t memory; /* that the document will take, about */
+};
+
+/* Before jansson sees the text: it would go 2048 levels deep, and takes 80 bytes for each of "{},". */
+static struct survey survey_text(const char *text, size_t bytes) {
+    struct survey s = {.deep = bytes, .memory = bytes};
     int depth = 0;
     bool in_string = false;
     for (size_t i = 0; i < bytes; i++) {
         char c = text[i];
-        if (in_string && c == '\\')
+        if (in_string && c == '\\') {
             i++;
-        else if (c == '"')
+        } else if (c == '"') {
             in_string = !in_string;
-        else if (in_string)
+            s.memory += in_string ? STRING_BYTES : 0;
+        } else if (in_string) {
             continue;
-        else if (c == ']' || c == '}')
+        } else if (c == ']' || c == '}') {
             depth--;
-        else if ((c == '[' || c == '{') && ++depth > MAX_DEPTH)
-            return i;
+        } else if (c == '[' || c == '{') {
+            s.memory += c == '[' ? ARRAY_BYTES : OBJECT_BYTES;
+            if (++depth <= MAX_DEPTH) continue;
+            s.deep = i;
+            break;
+        } else {
+            s.memory += c == ',' ? ELEMENT_BYTES : c == ':' ? MEMBER_BYTES : 0;
+        }
     }
-    return bytes;
+    return s;
+}
+
+/* Manifests take 9 times their bytes, headers of many tensors up to 20 times. */
+static int check_memory(const char *name, const struct survey *s, size_t bytes) {
+    if (s->memory <= JSON_MEMORY_LEAST || s->memory / JSON_MEMORY_FACTOR <= bytes) return 0;
+    return error_raise(
+        EXIT_BAD_DATA,
+        "%s: its %zu bytes of JSON hold so many small values that they would take %zu "
+        "MiB of memory; allowed: %d bytes for each of its own, or %d MiB",
+        name, bytes, s->memory >> 20, JSON_MEMORY_FACTOR, JSON_MEMORY_LEAST >> 20);
 }
 
 /* An integer that no 64 bits hold (transformers writes 1e30 as 31 digits for "no limit") is given a
@@ -109,8 +141,9 @@ static char *with_reals(const char *text, size_t bytes, size_t *out_bytes) {
 }
 
 int json_read_text(const char *name, const char *text, size_t bytes, struct json **root) {
-    size_t deep = too_deep_at(text, bytes);
-    if (deep < bytes) return syntax_error(name, text, bytes, deep, "more than 64 levels deep");
+    struct survey s = survey_text(text, bytes);
+    if (s.deep < bytes) return syntax_error(name, text, bytes, s.deep, "more than 64 levels deep");
+    TRY(check_memory(name, &s, bytes));
     json_error_t why;
     json_t *v = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
     if (v == NULL && json_error_code(&why) == json_error_numeric_overflow) {

@@ -187,9 +187,9 @@ static size_t largest_slice(const struct part_list *list) {
 
 /* Of all it holds: what it writes lies inside, whoever else holds the same. No filter makes a slice
  * longer. */
-size_t ckpt_passing_bytes(const struct ckpt_state *state, bool moments) {
+size_t ckpt_passing_bytes(const struct ckpt_state *state, bool weights, bool moments) {
     struct part_list list = {0};
-    parts_held(state, true, moments, &list);
+    parts_held(state, weights, moments, &list);
     size_t bytes = largest_slice(&list);
     part_list_free(&list);
     return bytes;

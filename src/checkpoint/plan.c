@@ -214,16 +214,18 @@ static void add_sharded(const struct ckpt_state *s, const struct plan_layout *la
     }
 }
 
-void parts_to_write(const struct ckpt_state *s, const struct plan_layout *layout,
-                    const bool *stored_elsewhere, bool moments, struct part_list *list) {
-    bool dealt_moments = moments && !s->sharded_optimizer;
-    struct deal deal = {.layout = *layout};
-    deal.load = xcalloc((size_t)(layout->tp * layout->dp), sizeof *deal.load);
+/* Deals what several ranks hold. deal->load is the caller's to free. */
+static void deal_all(const struct ckpt_state *s, const struct plan_layout *layout,
+                     const bool *stored_elsewhere, bool dealt_moments, struct deal *deal,
+                     struct part_list *list) {
     int64_t mean = mean_load(s, layout, stored_elsewhere, dealt_moments);
-    deal.large = mean / 20 > DEAL_SMALL ? mean / 20 : DEAL_SMALL;
+    *deal =
+        (struct deal){.layout = *layout,
+                      .load = xcalloc((size_t)layout->tp * (size_t)layout->dp, sizeof *deal->load),
+                      .large = mean / 20 > DEAL_SMALL ? mean / 20 : DEAL_SMALL};
     for (int i = 0; i < s->set->n; i++) {
         if (stored_elsewhere && stored_elsewhere[i]) continue;
-        deal_tensor(&deal, &s->set->param[i], weight_part(s, i), list);
+        deal_tensor(deal, &s->set->param[i], weight_part(s, i), list);
     }
     for (int64_t i = 0; dealt_moments && i < s->n_pieces; i++) {
         const struct state_piece *piece = &s->piece[i];
@@ -231,11 +233,43 @@ void parts_to_write(const struct ckpt_state *s, const struct plan_layout *layout
         CHECK(piece->first == 0 && piece->count == param_local_count(p),
               "%s: a piece of unsharded optimizer state must be the whole local tensor", p->name);
         if (stored_elsewhere && stored_elsewhere[piece->param]) continue;
-        deal_tensor(&deal, p, moment_part(s, piece, CKPT_MOMENT1), list);
-        if (piece->v) deal_tensor(&deal, p, moment_part(s, piece, CKPT_MOMENT2), list);
+        deal_tensor(deal, p, moment_part(s, piece, CKPT_MOMENT1), list);
+        if (piece->v) deal_tensor(deal, p, moment_part(s, piece, CKPT_MOMENT2), list);
     }
+}
+
+void parts_to_write(const struct ckpt_state *s, const struct plan_layout *layout,
+                    const bool *stored_elsewhere, bool moments, struct part_list *list) {
+    struct deal deal;
+    deal_all(s, layout, stored_elsewhere, moments && !s->sharded_optimizer, &deal, list);
     if (moments && s->sharded_optimizer) add_sharded(s, layout, stored_elsewhere, list);
     free(deal.load);
+}
+
+/* The deal gives every holder's bytes at once, so that a planner need not repeat it for each rank. */
+void ckpt_dealt_bytes(const struct ckpt_state *s, bool moments, size_t *bytes) {
+    const struct group *tp = grid_group(s->grid, GROUP_TP), *dp = grid_group(s->grid, GROUP_DP);
+    struct plan_layout layout = {.tp = group_size(tp),
+                                 .dp = group_size(dp),
+                                 .tp_rank = group_rank(tp),
+                                 .dp_rank = group_rank(dp)};
+    struct part_list list = {0};
+    struct deal deal;
+    deal_all(s, &layout, NULL, moments && !s->sharded_optimizer, &deal, &list);
+    for (int64_t i = 0; i < (int64_t)layout.tp * layout.dp; i++) bytes[i] = (size_t)deal.load[i];
+    part_list_free(&list);
+    free(deal.load);
+}
+
+size_t ckpt_sharded_bytes(const struct ckpt_state *s, bool moments) {
+    const struct group *tp = grid_group(s->grid, GROUP_TP);
+    struct plan_layout layout = {.tp = group_size(tp), .tp_rank = group_rank(tp)};
+    struct part_list list = {0};
+    int64_t bytes = 0;
+    if (moments && s->sharded_optimizer) add_sharded(s, &layout, NULL, &list);
+    for (int64_t i = 0; i < list.n; i++) bytes += part_bytes(&list.part[i]);
+    part_list_free(&list);
+    return (size_t)bytes;
 }
 
 /* ---- between the local array and a packed host buffer ------------------------------------------- */

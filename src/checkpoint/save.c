@@ -279,7 +279,7 @@ static int write_shard(struct save *s) {
 }
 
 static void hand_over(struct save *s) {
-    size_t bytes = ckpt_passing_bytes(s->st, !s->set->no_save_optim);
+    size_t bytes = ckpt_passing_bytes(s->st, true, !s->set->no_save_optim);
     char *room = xmalloc(bytes + 1);
     parts_hand_over(s, room, bytes);
     free(room);

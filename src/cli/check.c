@@ -6,7 +6,7 @@
 
 #include "check_impl.h"
 
-#define RANKS_MAX 1000000
+#define RANKS_MAX 131072 /* a rank's plan has half a KB, in JSON several */
 
 /* ---- the command line -------------------------------------------------------------------------- */
 struct options {
@@ -125,17 +125,12 @@ static void find_data(struct check_report *r, enum data_part part, struct datase
     error_clear();
 }
 
-static int plan_ranks(struct check_report *r) {
+static int plan_all(struct check_report *r) {
     const struct plan_layout *l = &r->layout;
     r->n_ranks = l->tp * l->pp * l->dp;
     r->rank = xcalloc((size_t)r->n_ranks, sizeof *r->rank);
     r->grid = grid_create_measuring(l->tp, l->pp, l->dp, l->tp_pp_dp, 0, 0, 0);
-    for (int pp = 0; pp < l->pp; pp++)
-        for (int tp = 0; tp < l->tp; tp++)
-            for (int dp = 0; dp < l->dp; dp++)
-                TRY(plan_rank(&r->stack, l, tp, pp, dp, r->largest,
-                              &r->rank[check_rank_at(r, tp, pp, dp)]));
-    return 0;
+    return plan_ranks(&r->stack, l, r->largest, r->rank);
 }
 
 static void plan_cuts(struct check_report *r) {
@@ -209,7 +204,7 @@ static int make_plan(struct check_report *r) {
     r->stage = xcalloc((size_t)r->layout.pp, sizeof *r->stage);
     TRY(plan_step(&r->stack, &r->layout, r->largest, r->stage, &r->step));
     plan_cuts(r);
-    TRY(plan_ranks(r));
+    TRY(plan_all(r));
     plan_threads(r);
     return 0;
 }

@@ -90,10 +90,10 @@ static void print_stage_ranks(const struct check_report *r, int pp, FILE *to) {
     }
 }
 
-static void print_cut(const struct check_report *r, int from, FILE *to) {
-    for (int i = 0; i < r->n_cuts; i++) {
-        const struct cut_plan *c = &r->cut[i];
-        if (c->from != from) continue;
+/* The cuts lie in the order of their stages; *next is the first that is not printed yet. */
+static void print_cut(const struct check_report *r, int from, int *next, FILE *to) {
+    for (; *next < r->n_cuts && r->cut[*next].from == from; ++*next) {
+        const struct cut_plan *c = &r->cut[*next];
         size_t bytes = (size_t)(c->stream.rows * c->stream.cols) * dtype_size(c->stream.dtype);
         fprintf(to, "  v cut %d: %s [%" PRId64 ", %" PRId64 "] %s, %.2f MiB, %s\n", c->cut,
                 c->stream.name, c->stream.rows, c->stream.cols, dtype_name(c->stream.dtype),
@@ -103,14 +103,14 @@ static void print_cut(const struct check_report *r, int from, FILE *to) {
 
 static void print_layout(const struct check_report *r, FILE *to) {
     fprintf(to, "\nlayout (ranks of a stage in the order of tensor; cuts with all their rows)\n");
-    for (int pp = 0; pp < r->layout.pp; pp++) {
+    for (int pp = 0, cut = 0; pp < r->layout.pp; pp++) {
         const struct stage_plan *s = &r->stage[pp];
         fprintf(to, "  stage %d  layers %d..%d: ", pp, s->first, s->end - 1);
         print_kinds(r, s, to);
         print_hangers(r, s, to);
         fprintf(to, "%s\n", s->flow.backward ? "" : ", no backward");
         print_stage_ranks(r, pp, to);
-        print_cut(r, pp, to);
+        print_cut(r, pp, &cut, to);
     }
 }
 

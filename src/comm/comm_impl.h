@@ -47,7 +47,7 @@ struct group {
     const struct transport *transport;
     enum group_id id;
     int rank, size;
-    int *world_rank; /* [size] */
+    int *world_rank; /* [size]; NULL while measuring */
     MPI_Comm comm;   /* MPI_COMM_NULL while measuring */
     struct group_state *state;
 };
@@ -73,7 +73,8 @@ struct grid {
 /* How device tensors of a group travel. The one here moves host memory by MPI, which is what the
  * CPU backend's device memory is; another kind of memory adds a table in a file of its own.
  * Part r of `full` is elements [offset[r] unit, offset[r+1] unit). Called with size > 1 only. On a
- * measuring group a transport follows no pointer: it counts bytes and asks for its workspace. */
+ * measuring group a transport follows no pointer: it counts bytes and asks for its workspace, in a
+ * time that does not grow with the group. */
 struct transport {
     const char *name;
     void (*allreduce)(const struct group *g, struct backend *be, void *data, int64_t n,
@@ -109,6 +110,8 @@ static inline void *byte_at(const void *base, int64_t bytes) {
 /* exchange.c: a round of messages between members, with one bounded wait at its end. Peers are
  * ranks in the group. Zero bytes are not sent. begin counts a call. */
 void exchange_begin(const struct group *g, enum operation op);
+/* Bytes that this rank would send, on a measuring group. */
+void exchange_count(const struct group *g, int64_t bytes);
 void exchange_send(const struct group *g, int peer, const void *data, size_t bytes);
 void exchange_recv(const struct group *g, int peer, void *data, size_t bytes);
 void exchange_signal(const struct group *g, int peer); /* an empty message each way */

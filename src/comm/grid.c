@@ -77,11 +77,12 @@ static int group_count(const struct grid *grid, enum group_id id) {
     }
 }
 
-static struct group_state *state_create(int size) {
+static struct group_state *state_create(int size, bool measuring) {
     struct group_state *s = xcalloc(1, sizeof *s);
     s->slab_bytes = SLAB_BYTES;
     s->direct_bytes = DIRECT_BYTES;
     s->host_bytes = (size_t)size * 8 > HOST_BYTES ? (size_t)size * 8 : HOST_BYTES;
+    if (measuring) return s;
     s->host = xmalloc(s->host_bytes);
     s->request = xcalloc((size_t)size * 2, sizeof *s->request);
     s->status = xcalloc((size_t)size * 2, sizeof *s->status);
@@ -91,6 +92,24 @@ static struct group_state *state_create(int size) {
     return s;
 }
 
+/* Position of the rank at the grid's own coordinates. */
+static int own_member(const struct grid *grid, enum group_id id) {
+    switch (id) {
+    case GROUP_TP:
+        return grid->tp;
+    case GROUP_PP:
+        return grid->pp;
+    case GROUP_DP:
+        return grid->dp;
+    case GROUP_MODEL:
+        return grid->tp + grid->tensor * grid->pp;
+    default:
+        return grid_rank_at(grid, grid->tp, grid->pp, grid->dp);
+    }
+}
+
+/* A measuring grid sends nothing, so it holds nothing per member: a planner makes one for each of
+ * many ranks. */
 static void groups_init(struct grid *grid) {
     int me = grid_rank_at(grid, grid->tp, grid->pp, grid->dp);
     for (int id = 0; id < GROUP_COUNT; id++) {
@@ -99,15 +118,14 @@ static void groups_init(struct grid *grid) {
         g->transport = &transport_host;
         g->id = (enum group_id)id;
         g->comm = MPI_COMM_NULL;
-        g->rank = -1;
         g->size = group_count(grid, g->id);
+        g->rank = own_member(grid, g->id);
+        CHECK(member_world_rank(grid, g->id, g->rank) == me, "rank %d is not member %d of group %s",
+              me, g->rank, group_name(g));
+        g->state = state_create(g->size, grid->measuring);
+        if (grid->measuring) continue;
         g->world_rank = xcalloc((size_t)g->size, sizeof *g->world_rank);
-        for (int i = 0; i < g->size; i++) {
-            g->world_rank[i] = member_world_rank(grid, g->id, i);
-            if (g->world_rank[i] == me) g->rank = i;
-        }
-        CHECK(g->rank >= 0, "rank %d is not in its own group %s", me, group_name(g));
-        g->state = state_create(g->size);
+        for (int i = 0; i < g->size; i++) g->world_rank[i] = member_world_rank(grid, g->id, i);
     }
 }
 

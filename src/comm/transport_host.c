@@ -30,6 +30,10 @@ static void copy_unless_same(const struct group *g, void *to, const void *from, 
 void allreduce_direct(const struct group *g, void *data, int64_t n, enum dtype dtype,
                       enum reduce_op op, void *buffer) {
     int64_t bytes = n * (int64_t)dtype_size(dtype);
+    if (g->grid->measuring) {
+        exchange_count(g, (g->size - 1) * bytes);
+        return;
+    }
     const void **source = g->state->source;
     for (int k = 1; k < g->size; k++) {
         int peer = (g->rank + k) % g->size;
@@ -38,7 +42,6 @@ void allreduce_direct(const struct group *g, void *data, int64_t n, enum dtype d
     }
     for (int k = 1; k < g->size; k++)
         exchange_send(g, (g->rank + k) % g->size, data, (size_t)bytes);
-    if (g->grid->measuring) return;
     exchange_wait(g);
     source[g->rank] = data;
     reduce_in_order(source, g->size, data, n, dtype, op);
@@ -52,9 +55,13 @@ static void scatter_reduce(const struct group *g, const void *full, void *mine, 
     int64_t slab = (int64_t)s->slab_bytes / (others * size);
     if (slab < 1) slab = 1;
     int64_t n_mine = (offset[g->rank + 1] - offset[g->rank]) * unit;
-    int64_t n_max = part_max(offset, g->size) * unit;
     int64_t slot = min64(slab, n_mine) * size;
     void *buffer = group_workspace(g, (size_t)(others * slot));
+    if (g->grid->measuring) {
+        exchange_count(g, ((offset[g->size] - offset[0]) * unit - n_mine) * size);
+        return;
+    }
+    int64_t n_max = part_max(offset, g->size) * unit;
     for (int64_t first = 0; first < n_max; first += slab) {
         int64_t count = round_count(n_mine, first, slab);
         for (int k = 1; k < g->size; k++) {
@@ -68,7 +75,6 @@ static void scatter_reduce(const struct group *g, const void *full, void *mine, 
             exchange_send(g, peer, byte_at(full, (offset[peer] * unit + first) * size),
                           (size_t)(theirs * size));
         }
-        if (g->grid->measuring) continue;
         exchange_wait(g);
         s->source[g->rank] = byte_at(full, (offset[g->rank] * unit + first) * size);
         reduce_in_order(s->source, g->size, byte_at(mine, first * size), count, dtype, op);
@@ -80,6 +86,10 @@ static void gather_in_place(const struct group *g, void *full, int64_t size, con
                             int64_t unit) {
     int64_t step = (int64_t)g->grid->part_bytes / size;
     int64_t n_mine = (offset[g->rank + 1] - offset[g->rank]) * unit;
+    if (g->grid->measuring) {
+        exchange_count(g, (g->size - 1) * n_mine * size);
+        return;
+    }
     int64_t n_max = part_max(offset, g->size) * unit;
     for (int64_t first = 0; first < n_max; first += step) {
         for (int k = 1; k < g->size; k++) {
@@ -92,8 +102,20 @@ static void gather_in_place(const struct group *g, void *full, int64_t size, con
             exchange_send(g, (g->rank + k) % g->size,
                           byte_at(full, (offset[g->rank] * unit + first) * size),
                           (size_t)(round_count(n_mine, first, step) * size));
-        if (!g->grid->measuring) exchange_wait(g);
+        exchange_wait(g);
     }
+}
+
+/* The two halves of a large sum, from this rank's part alone: the planner measures the collectives of
+ * thousands of ranks, and a walk over the members of each would make that quadratic. */
+static void measure_allreduce(const struct group *g, int64_t n, int64_t size) {
+    struct group_state *s = g->state;
+    int64_t first, mine, others = g->size - 1, slab = (int64_t)s->slab_bytes / (others * size);
+    rows_share(n, g->size, g->rank, &first, &mine);
+    group_workspace(g, (size_t)(others * min64(slab < 1 ? 1 : slab, mine) * size));
+    /* A shorter tensor than the one measured may still go the direct way, which takes more. */
+    group_workspace(g, s->direct_bytes);
+    exchange_count(g, (n - mine) * size + others * mine * size);
 }
 
 static void host_allreduce(const struct group *g, struct backend *be, void *data, int64_t n,
@@ -106,8 +128,10 @@ static void host_allreduce(const struct group *g, struct backend *be, void *data
         allreduce_direct(g, data, n, dtype, op, group_workspace(g, sent));
         return;
     }
-    /* A shorter tensor than the one measured may still go the direct way, which takes more. */
-    if (g->grid->measuring) group_workspace(g, s->direct_bytes);
+    if (g->grid->measuring) {
+        measure_allreduce(g, n, (int64_t)dtype_size(dtype));
+        return;
+    }
     for (int q = 0; q < g->size; q++) {
         int64_t count;
         rows_share(n, g->size, q, &s->offset[q], &count);
@@ -164,7 +188,6 @@ static void columns_round(const struct group *g, const struct tensor *local,
     }
     for (int k = 1; k < g->size; k++)
         exchange_send(g, (g->rank + k) % g->size, mine, (size_t)(rows * local->cols * size));
-    if (g->grid->measuring) return;
     exchange_wait(g);
     g->state->source[g->rank] = mine;
     for (int q = 0; q < g->size; q++) {
@@ -183,6 +206,11 @@ static void host_gather_columns(const struct group *g, struct backend *be,
     int64_t step = widest == 0 ? full->rows : (int64_t)g->state->slab_bytes / widest;
     if (step < 1) step = 1;
     void *buffer = group_workspace(g, (size_t)(min64(step, full->rows) * row_bytes));
+    if (g->grid->measuring) {
+        exchange_count(g,
+                       (g->size - 1) * full->rows * local->cols * (int64_t)dtype_size(full->dtype));
+        return;
+    }
     for (int64_t row = 0; row < full->rows; row += step)
         columns_round(g, local, full, cut, row, min64(step, full->rows - row), buffer);
 }

@@ -6,10 +6,15 @@
 
 #include "config_impl.h"
 
+char *config_argument_text(const char *argument) {
+    return xasprintf("argument \"%.*s%s\"", CONFIG_SHOWN_MAX, argument,
+                     strlen(argument) > CONFIG_SHOWN_MAX ? "..." : "");
+}
+
 char *config_place_text(const struct config *cfg, int k) {
     const struct config_source *s = cfg->source;
     const struct config_place *p = &s->place[k];
-    if (p->origin == ORIGIN_ARGUMENT) return xasprintf("argument \"%s\"", p->argument);
+    if (p->origin == ORIGIN_ARGUMENT) return config_argument_text(p->argument);
     if (p->origin == ORIGIN_FILE) return xasprintf("%s:%d", s->path, p->line);
     return xstrdup(s->path);
 }
@@ -52,7 +57,8 @@ char *config_command(const struct config *cfg, const char *command, const char *
 
 int config_raise(const struct config *cfg, const void *field, const char *fmt, ...) {
     int k = config_index_of(cfg, field);
-    char sentence[2048], *place = config_place_text(cfg, k), *value = config_value_text(cfg, k);
+    if (error_full()) return error_raise(EXIT_USAGE, "[%s]", config_table[k].section);
+    char sentence[2048], *place = config_place_text(cfg, k), *value = config_value_shown(cfg, k);
     va_list args;
     va_start(args, fmt);
     vsnprintf(sentence, sizeof sentence, fmt, args);

@@ -83,6 +83,7 @@ static inline void *config_field(const struct config *cfg, int k) {
 }
 /* "run.ini:17", `argument "a:b=c"`, "run.ini"; free() it. */
 char *config_place_text(const struct config *cfg, int k);
+char *config_argument_text(const char *argument);
 
 /* Text to field, with the row's range. NULL if well, else why not (static or in `why`). */
 const char *config_parse_value(struct config *cfg, int k, const char *text, char why[512]);
@@ -95,6 +96,9 @@ bool config_is_unset(const struct config *cfg, int k);
 void config_set_default(struct config *cfg, int k);
 /* As it is written to used.ini but for quotes; NULL if unset; free() it. */
 char *config_value_text(const struct config *cfg, int k);
+/* The same for a sentence, which is about its beginning: what is longer than this is cut. */
+#define CONFIG_SHOWN_MAX 300
+char *config_value_shown(const struct config *cfg, int k);
 void config_allowed_text(const struct config_key *key, char text[512]);
 /* The literal default, or NULL where it is unset, required or follows from others. */
 const char *config_literal_default(const struct config_key *key);

@@ -101,8 +101,10 @@ static bool split_argument(char *copy, char **section, char **key, char **value)
 static void apply_known(struct config *cfg, int k, const char *argument, const char *value) {
     struct config_place *p = &cfg->source->place[k];
     if (p->origin == ORIGIN_ARGUMENT) {
-        error_raise(EXIT_USAGE, "argument \"%s\": [%s] %s is given twice; the first is \"%s\"",
-                    argument, config_table[k].section, config_table[k].name, p->argument);
+        char *place = config_argument_text(argument);
+        error_raise(EXIT_USAGE, "%s: [%s] %s is given twice; the first is \"%.300s\"", place,
+                    config_table[k].section, config_table[k].name, p->argument);
+        free(place);
         return;
     }
     *p = (struct config_place){.origin = ORIGIN_ARGUMENT, .argument = xstrdup(argument)};
@@ -114,7 +116,7 @@ static void apply_known(struct config *cfg, int k, const char *argument, const c
 
 static void apply_argument(struct config *cfg, const char *argument) {
     char *copy = xstrdup(argument), *section, *key, *value;
-    char *place = xasprintf("argument \"%s\"", argument);
+    char *place = config_argument_text(argument);
     if (!split_argument(copy, &section, &key, &value))
         error_raise(EXIT_USAGE, "%s: an override is written section:key=value", place);
     else if (!config_section_known(section))

@@ -13,12 +13,15 @@
 
 #define FILE_MAX_BYTES (1 << 20)
 #define LINE_MAX_BYTES 1022 /* iniparser's buffer of 1024 holds the newline and the NUL too */
+/* Several times what can be given. iniparser looks a key up by walking all that it has. */
+#define KEYS_MAX 1024
 
 struct scan {
     const char *path;
     int line;
     char *section; /* NULL: unknown or none yet */
     bool in_section, faulty;
+    bool full; /* KEYS_MAX: the rest of the file is left unread */
     struct config_entries *entries;
 };
 
@@ -85,6 +88,11 @@ static void add_entry(struct scan *s, const char *key, const char *value) {
         s->faulty = true;
         error_raise(EXIT_USAGE, "%s:%d: [%s] %s is given twice; the first time in line %d", s->path,
                     s->line, s->section, key, all->e[i].line);
+        return;
+    }
+    if (all->n == KEYS_MAX) {
+        fault(s, "a job file of so many keys is not read further; at most 1024 are", key);
+        s->full = true;
         return;
     }
     if (all->n == all->capacity) {
@@ -165,7 +173,7 @@ static void scan_text(struct scan *s, char *text, size_t bytes) {
         fault(s, "the file begins with a byte-order mark; save it as UTF-8 without one", NULL);
         text += 3, bytes -= 3;
     }
-    for (char *end = text + bytes; text < end;) {
+    for (char *end = text + bytes; text < end && !s->full;) {
         char *newline = memchr(text, '\n', (size_t)(end - text));
         if (newline == NULL) newline = end;
         *newline = '\0';

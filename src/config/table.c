@@ -71,9 +71,14 @@ const struct config_section config_sections[] = {
 #include "config_keys.def"
     {NULL, NULL}};
 
+static int lower(char c) {
+    return c >= 'A' && c <= 'Z' ? c + 32 : c;
+}
+
 int config_find(const char *section, const char *key) {
     for (int k = 0; k < config_n_keys; k++)
-        if (strcasecmp(config_table[k].name, key) == 0 &&
+        if (lower(config_table[k].name[0]) == lower(key[0]) &&
+            strcasecmp(config_table[k].name, key) == 0 &&
             strcasecmp(config_table[k].section, section) == 0)
             return k;
     return -1;
@@ -95,10 +100,6 @@ bool config_section_known(const char *section) {
 /* Letters that differ between two names: changes, losses, additions and swaps of neighbours, each
  * counting 1 (optimal string alignment). Names beyond 95 letters are as far away as can be. */
 #define NAME_MAX_LETTERS 95
-static int lower(char c) {
-    return c >= 'A' && c <= 'Z' ? c + 32 : c;
-}
-
 static int smaller(int a, int b) {
     return a < b ? a : b;
 }
@@ -159,6 +160,10 @@ static void other_sections(const char *key, char *text, size_t size) {
 
 void config_raise_unknown(const char *place, const char *section, const char *key) {
     char sections[256];
+    if (error_full()) {
+        error_raise(EXIT_USAGE, "%s: no such key", place);
+        return;
+    }
     other_sections(key, sections, sizeof sections);
     const char *reason = config_foreign_reason(key);
     int near = nearest_key(section, key);
@@ -180,7 +185,7 @@ void config_raise_unknown(const char *place, const char *section, const char *ke
 void config_raise_unknown_section(const char *place, const char *section) {
     const char *best = NULL;
     int best_distance = farthest(section) + 1;
-    for (const struct config_section *s = config_sections; s->name != NULL; s++) {
+    for (const struct config_section *s = config_sections; s->name != NULL && !error_full(); s++) {
         int d = distance(s->name, section, best_distance);
         if (d < best_distance) best = s->name, best_distance = d;
     }

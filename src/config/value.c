@@ -286,21 +286,24 @@ void config_set_default(struct config *cfg, int k) {
           fault);
 }
 
-static char *list_text(const struct config_key *key, const struct config_list *list) {
+static char *list_text(const struct config_key *key, const struct config_list *list, int64_t most) {
     if (list->n == 0) return xstrdup(list_word(key));
-    char *text = xstrdup("");
-    for (int64_t i = 0; i < list->n; i++) {
-        char *longer = key->type == TYPE_INTS
-                           ? xasprintf("%s%s%lld", text, i > 0 ? "," : "", (long long)list->v[i])
-                           : xasprintf("%s%s%.17g", text, i > 0 ? "," : "",
-                                       ((const struct config_real_list *)(const void *)list)->v[i]);
-        free(text);
-        text = longer;
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *to = open_memstream(&text, &bytes);
+    CHECK(to != NULL, "no memory for a list of %lld numbers", (long long)list->n);
+    for (int64_t i = 0; i < list->n && i < most; i++) {
+        if (i > 0) fputc(',', to);
+        if (key->type == TYPE_INTS)
+            fprintf(to, "%lld", (long long)list->v[i]);
+        else
+            fprintf(to, "%.17g", ((const struct config_real_list *)(const void *)list)->v[i]);
     }
+    fclose(to);
     return text;
 }
 
-char *config_value_text(const struct config *cfg, int k) {
+static char *value_text(const struct config *cfg, int k, int64_t most) {
     const struct config_key *key = &config_table[k];
     const void *field = config_field(cfg, k);
     if (config_is_unset(cfg, k)) return NULL;
@@ -316,8 +319,20 @@ char *config_value_text(const struct config *cfg, int k) {
         return xstrdup(key->choices[*(const int *)field].text);
     case TYPE_INTS:
     case TYPE_REALS:
-        return list_text(key, field);
+        return list_text(key, field, most);
     default:
         return xstrdup(*(char *const *)field);
     }
+}
+
+char *config_value_text(const struct config *cfg, int k) {
+    return value_text(cfg, k, INT64_MAX);
+}
+
+char *config_value_shown(const struct config *cfg, int k) {
+    char *text = value_text(cfg, k, CONFIG_SHOWN_MAX / 2 + 1);
+    if (text == NULL || strlen(text) <= CONFIG_SHOWN_MAX) return text;
+    char *cut = xasprintf("%.*s...", CONFIG_SHOWN_MAX, text);
+    free(text);
+    return cut;
 }

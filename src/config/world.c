@@ -22,6 +22,13 @@ static void check_ranks(struct config *cfg, int64_t n_ranks) {
                 (long long)model, nearest);
 }
 
+/* The schedule is a list with several entries for each micro-batch on each stage, and a plan has the
+ * lists of all stages: 70 bytes for each of these. */
+#define SCHEDULE_CELLS_MAX (1 << 21)
+static int64_t most_micro_batches(const struct config *cfg) {
+    return SCHEDULE_CELLS_MAX / cfg->parallel.pipeline_model_parallel_size;
+}
+
 static void derive_batches(struct config *cfg) {
     struct config_training *t = &cfg->training;
     int64_t dp = cfg->derived.data_parallel_size, pass = t->micro_batch_size * dp;
@@ -37,6 +44,16 @@ static void derive_batches(struct config *cfg) {
         return;
     }
     cfg->derived.n_micro_batches = t->global_batch_size / pass;
+    if (cfg->derived.n_micro_batches > most_micro_batches(cfg)) {
+        config_raise(
+            cfg, &t->global_batch_size,
+            "that is %lld micro-batches of %lld for each of %lld data-parallel ranks; with "
+            "%lld stages at most %lld are planned: a larger micro_batch_size, or more ranks",
+            (long long)cfg->derived.n_micro_batches, (long long)t->micro_batch_size, (long long)dp,
+            (long long)cfg->parallel.pipeline_model_parallel_size,
+            (long long)most_micro_batches(cfg));
+        return;
+    }
     if (config_given(cfg, &t->train_samples)) {
         if (t->train_samples < t->global_batch_size)
             config_raise(cfg, &t->train_samples, "it is less than one step, %lld samples",

@@ -142,6 +142,50 @@ static struct transformer_config language_layer(const struct language_config *l,
                                        .number = number};
 }
 
+/* Counts of parameters, their bytes and those of the optimizer's states stay far below 2^63. */
+#define PARAMETERS_MAX 0x1p48
+
+static double transformer_parameters(double hidden, double ffn, double heads_dim, double kv_dim) {
+    return 2 * hidden * (heads_dim + kv_dim) + 3 * hidden * ffn + 2 * (heads_dim + 2 * kv_dim) +
+           8 * hidden + 3 * ffn;
+}
+
+/* Each width is within its range; the products of several are checked before any is formed. The key
+ * named is one of the part that has most. */
+static int check_parameters(const struct config *cfg, const struct model_shape *m) {
+    const struct vision_config *v = &m->vision;
+    const struct language_config *l = &m->language;
+    const struct projector_config *p = &m->projector;
+    double d = (double)l->head_dim, vh = (double)v->hidden, patches = (double)vision_patches(v);
+    double inner = p->affine ? 0 : (double)p->hidden;
+    const struct {
+        const void *field;
+        double parameters;
+    } part[] = {
+        {&cfg->vision.hidden_size,
+         (double)v->layers * transformer_parameters(vh, (double)v->ffn, vh, vh)},
+        {&cfg->vision.patch_dim,
+         vh * ((double)v->channels * (double)v->patch * (double)v->patch + patches + 1)},
+        {&cfg->projector.projector_hidden_size,
+         (vh + 1) * inner + ((p->affine ? vh : inner) + 1) * (double)p->out},
+        {&cfg->language.hidden_size,
+         (double)l->layers * transformer_parameters((double)l->hidden, (double)l->ffn,
+                                                    (double)l->heads * d, (double)l->kv_heads * d)},
+        {&cfg->language.vocab_size, 2 * (double)l->vocab * (double)l->hidden}};
+    size_t most = 0;
+    double sum = 0;
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+        sum += part[i].parameters;
+        if (part[i].parameters > part[most].parameters) most = i;
+    }
+    if (sum <= PARAMETERS_MAX) return 0;
+    return config_raise(
+        cfg, part[most].field,
+        "the model would have about %.3g parameters, %.3g of them from this key with "
+        "the number and widths of layers beside it; at most 2^48 are counted",
+        sum, part[most].parameters);
+}
+
 static int llava_build(const struct config *cfg, struct stack *s) {
     struct model_shape *m = &s->shape;
     m->vision = vision_shape(cfg);
@@ -161,6 +205,7 @@ static int llava_build(const struct config *cfg, struct stack *s) {
         return error_raise(EXIT_USAGE,
                            "[language] kv_channels * rotary_percent = %lld must be even",
                            (long long)m->language.rotary_dim);
+    TRY(check_parameters(cfg, m));
     int n[LAYER_KIND_COUNT] = {(int)m->vision.layers, m->projector.affine ? 1 : 2,
                                (int)m->language.layers};
     s->n_layers = n[0] + n[1] + n[2];

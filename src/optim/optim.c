@@ -12,12 +12,9 @@ static int64_t min64(int64_t a, int64_t b) {
 
 static void create_shards(struct optim *o) {
     int D = group_size(o->dp), me = group_rank(o->dp);
+    int64_t q = o->set->grad_elements / D, m = o->set->grad_elements % D;
     o->shard = xcalloc((size_t)D + 1, sizeof *o->shard);
-    for (int r = 0; r < D; r++) {
-        int64_t first, count;
-        rows_share(o->set->grad_elements, D, r, &first, &count);
-        o->shard[r + 1] = first + count;
-    }
+    for (int r = 0; r < D; r++) o->shard[r + 1] = o->shard[r] + q + (r < m); /* as rows_share */
     o->first = o->settings.distributed ? o->shard[me] : 0;
     o->count = (o->settings.distributed ? o->shard[me + 1] : o->set->grad_elements) - o->first;
 }
@@ -75,7 +72,6 @@ int optim_create(const struct optim_settings *settings, struct param_set *set,
                         .world = grid_group(grid, GROUP_WORLD),
                         .n_global = n_global};
     o->global_index = xcalloc((size_t)set->n + 1, sizeof *o->global_index);
-    o->table = xcalloc((size_t)n_global + 1, sizeof *o->table);
     for (int i = 0; i < set->n; i++) {
         const struct param *p = &set->param[i];
         CHECK(global_index[i] >= 0 && global_index[i] < n_global, "%s has number %d of %d", p->name,
@@ -122,6 +118,7 @@ int optim_layout(struct optim *o, struct backend *be, struct arena *arena) {
         piece->v = v ? v + (size_t)at * size : NULL;
     }
     if (arena->measuring) return 0;
+    if (o->table == NULL) o->table = xcalloc((size_t)o->n_global + 1, sizeof *o->table);
     be->ops->zero(be, m, bytes);
     if (v) be->ops->zero(be, v, bytes);
     return 0;

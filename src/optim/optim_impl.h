@@ -18,7 +18,8 @@ struct optim {
     struct backend *be;
     int *global_index; /* [set->n] */
     int n_global;
-    double *table;        /* [n_global+1] sums of squares; the last place counts non-finite ones */
+    double *
+        table; /* [n_global+1] sums of squares; the last place counts non-finite ones; NULL in a plan */
     int64_t *shard;       /* [D+1] where the DP shards of the flat gradients begin */
     int64_t first, count; /* this rank's part of the flat gradients */
     struct stretch *stretch;

@@ -3,7 +3,7 @@
 
 #include "schedule.h"
 
-#define MICRO_BATCHES_MAX (1 << 24)
+#define MICRO_BATCHES_MAX (1 << 24) /* six operations for each stay below 2^31 */
 
 const char *op_name(enum op_kind kind) {
     static const char *const name[OP_KIND_COUNT] = {

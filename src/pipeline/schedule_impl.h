@@ -9,6 +9,8 @@ struct machine {
     const struct schedule *list;
     const struct schedule_cost *cost; /* NULL: everything takes no time */
     int *next;                        /* [P] operation a stage is at */
+    int *waiting, n_waiting;          /* [P] stages that may be able to go on */
+    int *is_waiting;                  /* [P] */
     bool *two_buffers;                /* [P] it has no B and sends: outputs alternate */
     double *clock, *busy;             /* [P] */
     double *arrival[2];               /* [P*M] of act (0) and grad (1) at stage r; < 0: not sent */

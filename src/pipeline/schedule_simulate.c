@@ -25,7 +25,9 @@ void machine_init(struct machine *m, int P, int M, const struct schedule *list,
     m->busy = d + stages;
     m->wire_free[0] = d + 2 * stages;
     m->wire_free[1] = d + 3 * stages;
-    m->next = xcalloc(stages, sizeof *m->next);
+    m->next = xcalloc(3 * stages, sizeof *m->next);
+    m->waiting = m->next + P;
+    m->is_waiting = m->next + 2 * P;
     m->two_buffers = xcalloc(stages, sizeof *m->two_buffers);
     for (int r = 0; r < P; r++) {
         m->two_buffers[r] = r < P - 1;
@@ -102,21 +104,29 @@ static bool run_op(struct machine *m, int r, const struct schedule_op *op) {
     CHECK(false, "operation %d", (int)op->kind);
 }
 
+static void wait_for_turn(struct machine *m, int r) {
+    if (r < 0 || r >= m->P || m->is_waiting[r]) return;
+    m->is_waiting[r] = 1;
+    m->waiting[m->n_waiting++] = r;
+}
+
+/* What a stage does may let its neighbours go on, and nobody else. So the time grows with the
+ * operations; rounds over all stages would take P of them for one gradient on its way up. The order of
+ * turns does not matter: clocks follow from the messages. */
 bool machine_run(struct machine *m) {
-    bool progress = true, done = false;
-    while (progress && !done) {
-        progress = false;
-        done = true;
-        for (int r = 0; r < m->P; r++) {
-            const struct schedule *s = &m->list[r];
-            while (m->next[r] < s->n_ops && run_op(m, r, &s->op[m->next[r]])) {
-                m->next[r]++;
-                progress = true;
-            }
-            done = done && m->next[r] == s->n_ops;
-        }
+    for (int r = m->P - 1; r >= 0; r--) wait_for_turn(m, r);
+    while (m->n_waiting > 0) {
+        int r = m->waiting[--m->n_waiting], before = m->next[r];
+        const struct schedule *s = &m->list[r];
+        m->is_waiting[r] = 0;
+        while (m->next[r] < s->n_ops && run_op(m, r, &s->op[m->next[r]])) m->next[r]++;
+        if (m->next[r] == before) continue;
+        wait_for_turn(m, r - 1);
+        wait_for_turn(m, r + 1);
     }
-    return done;
+    for (int r = 0; r < m->P; r++)
+        if (m->next[r] < m->list[r].n_ops) return false;
+    return true;
 }
 
 int machine_stuck(const struct machine *m, struct schedule_op *op) {

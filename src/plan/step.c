@@ -6,10 +6,10 @@
 #include "plan_impl.h"
 
 static int survey_stage(const struct stack *s, const struct plan_layout *l,
-                        const struct microbatch *mb, int pp, struct stage_plan *out) {
+                        const struct microbatch *mb, int pp, int first, struct stage_plan *out) {
     struct stage st;
     memset(out, 0, sizeof *out);
-    out->first = plan_first_layer(l, pp);
+    out->first = first;
     out->end = out->first + (int)l->split[pp];
     TRY(stage_build(s, out->first, out->end, 1, 0, l->recompute, l->recompute_layers, &st));
     for (int i = 0; i < st.params.n; i++) {
@@ -60,7 +60,7 @@ int plan_step(const struct stack *s, const struct plan_layout *l, const struct m
     int rc = 0;
     memset(step, 0, sizeof *step);
     for (int r = 0; r < l->pp && rc == 0; r++) {
-        rc = survey_stage(s, l, mb, r, &stage[r]);
+        rc = survey_stage(s, l, mb, r, r > 0 ? stage[r - 1].end : 0, &stage[r]);
         const struct schedule_flow *f = &stage[r].flow;
         if (rc == 0)
             rc = schedule_build(l->pipeline.schedule, l->pp, r, l->pipeline.micro_batches,

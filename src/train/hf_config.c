@@ -8,7 +8,7 @@
 
 #include "hf_read_impl.h"
 
-#define CONFIG_MAX ((size_t)16 << 20)
+#define CONFIG_MAX ((size_t)4 << 20) /* published ones have a few KB */
 
 void hf_keys_set(struct hf_keys *k, const char *section, const char *key, const char *fmt, ...) {
     struct hf_key *at = NULL;

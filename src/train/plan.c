@@ -116,6 +116,7 @@ int train_split(struct config *cfg, const struct stack *s, const struct microbat
                 int64_t **split) {
     int64_t pp = cfg->parallel.pipeline_model_parallel_size;
     *split = xcalloc((size_t)pp, sizeof **split);
+    TRY(plan_check_size(cfg, s, largest));
     if (cfg->parallel.split_spec.n > 0) {
         memcpy(*split, cfg->parallel.split_spec.v, (size_t)pp * sizeof **split);
         return 0;

@@ -453,6 +453,67 @@ static void test_frozen_stages_save_nothing(void **state) {
     unload(&trained);
 }
 
+/* ---- all ranks at once -------------------------------------------------------------------------- */
+static void same_plan(const struct rank_plan *a, const struct rank_plan *b) {
+    const struct pipeline_memory *p = &a->pipeline, *q = &b->pipeline;
+    assert_true(a->tp == b->tp && a->pp == b->pp && a->dp == b->dp);
+    assert_true(a->first == b->first && a->end == b->end);
+    assert_true(a->parameters == b->parameters && a->trainable == b->trainable);
+    assert_int_equal(a->weights, b->weights);
+    assert_int_equal(a->gradients, b->gradients);
+    assert_int_equal(a->tables, b->tables);
+    assert_int_equal(a->optimizer, b->optimizer);
+    assert_int_equal(a->activations, b->activations);
+    assert_int_equal(a->messages, b->messages);
+    assert_int_equal(a->scratch, b->scratch);
+    assert_int_equal(a->workspace, b->workspace);
+    assert_int_equal(a->snapshot, b->snapshot);
+    for (int g = 0; g < GROUP_COUNT; g++)
+        assert_int_equal(a->group_workspace[g], b->group_workspace[g]);
+    assert_true(p->forward_flops == q->forward_flops && p->backward_flops == q->backward_flops);
+}
+
+static void all_ranks_are_planned_as_each(int variant, int64_t tp, int64_t pp, int64_t dp) {
+    struct setup s;
+    char t[64], p[64];
+    snprintf(t, sizeof t, "parallel:tensor_model_parallel_size=%d", (int)tp);
+    snprintf(p, sizeof p, "parallel:pipeline_model_parallel_size=%d", (int)pp);
+    LOAD(&s, tp * pp * dp, t, p, "parallel:split_spec=auto", "training:global_batch_size=630",
+         variant & 1 ? "parallel:use_distributed_optimizer=true"
+                     : "parallel:use_distributed_optimizer=false",
+         variant & 2 ? "checkpoint:async_save=true" : "checkpoint:async_save=false",
+         variant & 4 ? "parallel:use_tp_pp_dp_mapping=true" : "parallel:use_tp_pp_dp_mapping=false",
+         variant & 1 ? "vision:freeze_ViT=false" : "vision:freeze_ViT=true");
+    struct microbatch *mb = plan_microbatch_worst(&s.stack, 1, 640);
+    int64_t *split = xcalloc((size_t)pp, sizeof *split);
+    int n = (int)(tp * pp * dp), *writer = xcalloc((size_t)n, sizeof *writer);
+    assert_int_equal(plan_split(&s.stack, mb, REPEAT_NOTHING, (int)pp, split), 0);
+    struct plan_layout l;
+    plan_layout_from_config(s.cfg, split, &l);
+    for (int i = 0; i < n; i++) writer[i] = i / 4 * 4;
+    if (variant & 8) l.writer = writer;
+    struct rank_plan *all = xcalloc((size_t)n, sizeof *all), one;
+    assert_int_equal(plan_ranks(&s.stack, &l, mb, all), 0);
+    for (int r = 0; r < n; r++) {
+        assert_int_equal(plan_rank(&s.stack, &l, all[r].tp, all[r].pp, all[r].dp, mb, &one), 0);
+        same_plan(&all[r], &one);
+    }
+    free(all);
+    free(writer);
+    free(split);
+    plan_microbatch_free(mb);
+    unload(&s);
+}
+
+static void test_all_ranks_as_each(void **state) {
+    (void)state;
+    for (int variant = 0; variant < 16; variant++) {
+        all_ranks_are_planned_as_each(variant, 2, 3, 7);
+        all_ranks_are_planned_as_each(variant, 1, 2, 5);
+    }
+    all_ranks_are_planned_as_each(3, 8, 1, 3);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_parameter_counts),
@@ -466,6 +527,7 @@ int main(void) {
         cmocka_unit_test(test_auto_split_is_optimal),
         cmocka_unit_test(test_split_of_four_stages),
         cmocka_unit_test(test_auto_avoids_the_coverage_example),
+        cmocka_unit_test(test_all_ranks_as_each),
         cmocka_unit_test(test_one_stage_has_no_bubble),
         cmocka_unit_test(test_bytes_per_parameter),
         cmocka_unit_test(test_frozen_stages_save_nothing),

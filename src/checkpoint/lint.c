@@ -126,30 +126,43 @@ static void check_text(struct lint *l, hid_t d, const char *where, const char *n
     free(found);
 }
 
-/* dims and DIMENSION_LABELS name the same axes, one each. */
-static void check_labels(struct lint *l, hid_t d, const struct ckpt_block *b) {
-    char *dims, label[128];
-    if (h5_get_text(d, "dims", &dims) != 0) {
-        fault(l, "%s has no dims", b->dataset);
-        return;
-    }
-    char *next = dims;
-    for (int i = 0; i < b->box.n; i++) {
-        char *name = strsep(&next, ",");
-        ssize_t n = H5DSget_label(d, (unsigned)i, label, sizeof label);
-        if (!name || !*name || n < 0 || (size_t)n >= sizeof label || strcmp(name, label) != 0)
-            fault(l, "%s: the label of axis %d is not that of dims", b->dataset, i);
-    }
-    if (next) fault(l, "%s: dims names more axes than there are", b->dataset);
-    free(dims);
-}
-
 static int attribute_count(hid_t d, const char *name) {
     hid_t a = H5Aopen(d, name, H5P_DEFAULT), space = a < 0 ? -1 : H5Aget_space(a);
     hssize_t n = space < 0 ? -1 : H5Sget_simple_extent_npoints(space);
     h5_close(0, space, name);
     h5_close(0, a, name);
     return n < 0 || n > CUT_BLOCKS_MAX ? -1 : (int)n;
+}
+
+/* label[n], H5free_memory() each. Not by H5DSget_label, which after a failed read frees pointers that
+ * nothing has set (HDF5 1.10). */
+static bool read_labels(hid_t d, int n, char **label) {
+    memset(label, 0, (size_t)n * sizeof *label);
+    if (attribute_count(d, "DIMENSION_LABELS") != n) return false;
+    hid_t a = H5Aopen(d, "DIMENSION_LABELS", H5P_DEFAULT), type = a < 0 ? -1 : H5Aget_type(a);
+    bool read = type >= 0 && H5Tis_variable_str(type) > 0 && H5Aread(a, type, label) >= 0;
+    h5_close(0, type, "DIMENSION_LABELS");
+    h5_close(0, a, "DIMENSION_LABELS");
+    return read;
+}
+
+/* dims and DIMENSION_LABELS name the same axes, one each. */
+static void check_labels(struct lint *l, hid_t d, const struct ckpt_block *b) {
+    char *dims, *label[CKPT_DIMS];
+    if (h5_get_text(d, "dims", &dims) != 0) {
+        fault(l, "%s has no dims", b->dataset);
+        return;
+    }
+    char *next = dims;
+    bool read = read_labels(d, b->box.n, label);
+    for (int i = 0; i < b->box.n; i++) {
+        char *name = strsep(&next, ",");
+        if (!name || !*name || !read || !label[i] || strcmp(name, label[i]) != 0)
+            fault(l, "%s: the label of axis %d is not that of dims", b->dataset, i);
+        if (label[i]) H5free_memory(label[i]);
+    }
+    if (next) fault(l, "%s: dims names more axes than there are", b->dataset);
+    free(dims);
 }
 
 /* The cut record: blocks add up to the axis, granules are positive. */

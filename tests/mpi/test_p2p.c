@@ -56,7 +56,7 @@ static bool grid_consistent(const struct grid *grid) {
     for (int id = 0; id < GROUP_COUNT; id++) {
         const struct group *g = grid_group(grid, id), *m = grid_group(plan, id);
         good = good && group_rank(g) == group_rank(m) && group_size(g) == group_size(m);
-        good = members_are(grid, id, m->world_rank) && good;
+        good = members_are(grid, id, g->world_rank) && good;
     }
     grid_destroy(plan);
     return good;

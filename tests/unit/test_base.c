@@ -440,10 +440,10 @@ static void test_json_refuses(void **state) {
     memset(deep, '[', 65);
     memset(deep + 65, ']', 65);
     deep[130] = '\0';
-    const char *bad[] = {"",    "{",       "[1,]",     "{\"a\":1,\"a\":2}",      deep,
-                         "NaN", "[1] x",   "'a'",      "\"\xc0\xaf\"",           "\"\\ud800\"",
-                         "01",  "[1e999]", "\"\x80\"", "\xef\xbb\xbf[]",         "\"\t\"",
-                         "[\"", "{1:2}",   "[--1]",    "[99999999999999999999]", "\"\\u0000\""};
+    const char *bad[] = {"",    "{",       "[1,]",     "{\"a\":1,\"a\":2}", deep,
+                         "NaN", "[1] x",   "'a'",      "\"\xc0\xaf\"",      "\"\\ud800\"",
+                         "01",  "[1e999]", "\"\x80\"", "\xef\xbb\xbf[]",    "\"\t\"",
+                         "[\"", "{1:2}",   "[--1]",    "\"\\u0000\""};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_null(read_json(bad[i]));
         assert_int_equal(error_code(), EXIT_BAD_DATA);
@@ -457,6 +457,11 @@ static void test_json_refuses(void **state) {
     json_free(ok);
     ok = read_json("[\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\"]");
     assert_non_null(ok);
+    json_free(ok);
+    /* As Python's, an integer of any length is a number; beyond 64 bits it is the nearest real. */
+    ok = read_json("99999999999999999999");
+    assert_non_null(ok);
+    assert_true(json_real(ok) == 99999999999999999999.0);
     json_free(ok);
     error_clear();
 }

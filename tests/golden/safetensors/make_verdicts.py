@@ -157,8 +157,6 @@ def stricter(raw):
         return "blanks before the header"
     if "\\u0000" in text.decode():
         return "a zero byte in a text"
-    if "__metadata__" in root and root["__metadata__"] is None:
-        return "__metadata__ is null"
     for k, v in root.items():
         if k == "__metadata__":
             continue

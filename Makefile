@@ -12,6 +12,7 @@ SANITIZE ?= 0
 V        ?= 0
 PREFIX   ?= /usr/local
 RANKS    ?= 2
+JOBS     ?= 2
 FUZZ     ?= 0
 FUZZ_SECONDS ?= 30
 FUZZ_JOBS    ?= 1
@@ -176,17 +177,17 @@ deps-fuzz: ## install clang with libFuzzer
 # ---- checks -------------------------------------------------------------------------------------------
 # The makes below start anew because the flags are read from packages that deps may just have
 # installed. What does not build is a failed test: the count comes in any case.
-check: deps ## packages, build, all tests; SANITIZE=1: with ASan and UBSan
+check: deps ## packages, build, all tests, JOBS=2 programs at a time; SANITIZE=1: with ASan and UBSan
 	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
-	@SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD)
+	@SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD) --jobs $(JOBS)
 check-kernels: deps ## the whole suite under each kernel set of OpenBLAS that this processor has
 	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
 	@found=0; for k in Haswell Zen SkylakeX Cooperlake SapphireRapids; do \
 	  OPENBLAS_CORETYPE=$$k $(BUILD)/strata version | grep -q ", $$k kernels" || continue; \
-	  OPENBLAS_CORETYPE=$$k STRATA_KERNELS=one tests/run.sh --build $(BUILD) || found=1; done; exit $$found
-check-long: deps ## the same with the long variants of the tests, two at a time
+	  OPENBLAS_CORETYPE=$$k STRATA_KERNELS=one tests/run.sh --build $(BUILD) --jobs $(JOBS) || found=1; done; exit $$found
+check-long: deps ## the same with the long variants of the tests
 	@$(MAKE) --no-print-directory -k -j2 $(SANE) tests || echo "check: the build had errors"
-	@STRATA_LONG=1 SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD) --jobs 2
+	@STRATA_LONG=1 SANITIZE=$(SANITIZE) tests/run.sh --build $(BUILD) --jobs $(JOBS)
 # libFuzzer keeps the inputs it found in build/fuzz/corpus, so that the next run goes on from them.
 fuzz: deps deps-fuzz ## invent inputs for every parser (FUZZ_SECONDS=30 each; FUZZ_JOBS=1 FUZZ_ONLY=name)
 	@$(MAKE) --no-print-directory -j2 FUZZ=1 fuzzers
@@ -228,6 +229,6 @@ clean: ## remove everything built
 	rm -rf build
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
-	@echo "variables       SANITIZE=1 FUZZ_SECONDS=30 V=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 PREFIX=/usr/local"
+	@echo "variables       SANITIZE=1 FUZZ_SECONDS=30 V=1 OPT=-O3 ARCH=native BUILD=build RANKS=2 JOBS=2 PREFIX=/usr/local"
 
 -include $(OBJ:.o=.d) $(FAULTOBJ:.o=.d) $(MAIN:.o=.d) $(TESTS:=.d) $(BENCHES:=.d) $(FUZZERS:=.d) $(FUZZKIT:.o=.d)

@@ -1,4 +1,3 @@
-/* kernels: all */
 /* Every block of LLaVA, forward and backward, in double:
  *   - the gradient of every parameter and of a stage's input against finite differences of the loss;
  *   - frozen parts, recompute and the two buffers change no bit of what is computed;

@@ -199,8 +199,8 @@ struct ckpt_found {
 /* Collective over the world. Finishes what a crash left (.trash-*, .tmp-*; only in save), then the
  * newest checkpoint that verifies. Damaged ones get a .refused mark and a warning. EXIT_NO_INPUT:
  * load does not exist, or `must` found none; EXIT_BAD_DATA: some exist and none verifies;
- * EXIT_RESUME: `never`, but save holds checkpoints; EXIT_IO, EXIT_NO_PERMISSION: the storage does not
- * let it be told, nothing is marked and no older one is taken. */
+ * EXIT_RESUME: `never`, but save holds checkpoints; EXIT_IO, EXIT_NO_PERMISSION: a storage error
+ * left it open whether one verifies; nothing is marked and no older one is taken. */
 int ckpt_find(const struct ckpt_settings *settings, const struct grid *grid,
               struct ckpt_found *found);
 void ckpt_found_free(struct ckpt_found *found);

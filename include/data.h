@@ -184,7 +184,7 @@ struct record_keys {
 bool record_keys_check(struct record_keys *met, const struct json *object, enum record_part part,
                        char why[RECORD_WHY_BYTES]);
 char *record_keys_text(const struct record_keys *met); /* "score (12), source (3)"; NULL: none */
-/* json_read_text with limits on the size and the number of values, told before the tree is made. */
+/* json_read_text with limits on the size and the number of values, checked before the tree is made. */
 int record_parse(const char *name, const char *text, size_t bytes, struct json **root);
 
 /* ---- order: which sample stands at position = number of samples consumed before it -------------

@@ -232,7 +232,7 @@ bool ckpt_is_damage(int code);
  * folder set aside for its successor is put back where that one did not come; rubbish goes. */
 #define CKPT_TRASH ".trash-"
 #define CKPT_ASIDE ".aside-"
-/* *unread: a temporary folder stays because it cannot be told whether it is whole. */
+/* *unread: a temporary folder stays because a storage error left open whether it is complete. */
 int ckpt_recover(const struct ckpt_settings *s, bool *unread);
 int ckpt_retain(const struct ckpt_settings *s, int64_t newest);
 /* What it would remove, newest first; read: every byte of those that must stand is verified. */

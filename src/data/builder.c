@@ -143,7 +143,7 @@ static bool markers_fit(struct builder *b, const struct record *r) {
     return false;
 }
 
-/* Told before the text is tokenised, which takes up to 240 bytes of memory for each of its own. */
+/* Checked before the text is tokenised, which allocates up to 240 bytes per byte of text. */
 static bool text_is_short(struct builder *b, const struct record *r) {
     size_t bytes = 0;
     for (int i = 0; i < r->n_turns; i++) bytes += r->turns[i].bytes;

@@ -1,7 +1,7 @@
 /* The HDF5 file drivers. Writing: plain positioned writes whose first error is kept and not returned.
  * HDF5 does not survive a failing write: its H5Fclose then frees the file but keeps the id, and the
- * process crashes when the library ends. So it is told that all is well, and the file is condemned by
- * the error kept here. Reading: positioned reads whose errno goes into the library's error stack too,
+ * process crashes when the library ends. So each call reports success to HDF5, and the caller
+ * refuses the file by the error kept here. Reading: positioned reads whose errno goes into the library's error stack too,
  * so that whoever reports the failing call knows why. EINTR and short transfers are gone on with; an
  * error that a network file system gets over is tried again after a moment. */
 #include <errno.h>

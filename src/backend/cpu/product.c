@@ -6,7 +6,9 @@
  * of k. A training step allocates nothing, so the library computes the columns before those, for which
  * it does not allocate, and the few columns are computed here. */
 #include <cblas.h>
+#if defined(__AVX512DQ__)
 #include <immintrin.h>
+#endif
 
 #include "real_impl.h"
 
